@@ -92,7 +92,9 @@ class UnavailableError(GatewayError):
 
     code = "unavailable"
 
-    def __init__(self, detail: str = "", *, code: str | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, detail: str = "", *, code: str | None = None, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(detail, code=code)
         self.retry_after_s = retry_after_s
 
