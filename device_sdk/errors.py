@@ -67,7 +67,7 @@ class ClockUnknownError(UpdateError):
 
 
 class ReplayError(UpdateError):
-    """An old directive or statement, sent again (PROTOCOL §7.2)."""
+    """An old directive, sent again (PROTOCOL §7.2)."""
 
     code = "directive_replayed"
 
@@ -76,6 +76,12 @@ class DirectiveConflictError(ReplayError):
     """Two directives with one sequence: somebody signs what the gateway did not (PROTOCOL §7.2)."""
 
     code = "directive_conflict"
+
+
+class StatementReplayedError(ReplayError):
+    """A statement that answers another nonce (PROTOCOL §7.5)."""
+
+    code = "statement_replayed"
 
 
 class MixAndMatchError(UpdateError):
