@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from gateway.config import Config, effective, example, load_config, reference
+from gateway.config.keys import keys, tables
+from gateway.errors import ConfigError
+
+DOCUMENT = Path(__file__).parents[3] / "docs/reference/configuration.md"
+
+
+def load(tmp_path: Path, text: str, **environ: str) -> Config:
+    path = tmp_path / "fleetcast.toml"
+    path.write_text(text)
+    return load_config(path, environ)
+
+
+def problems(tmp_path: Path, text: str, **environ: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text, **environ)
+    return caught.value.problems
+
+
+class TestDefaults:
+    def test_no_file_and_no_environment_is_a_whole_configuration(self):
+        config = load_config(None, {})
+        assert config.identity.mode is None
+        assert (config.server.listen_host, config.server.listen_port) == ("127.0.0.1", 8080)
+        assert config.database_url == f"sqlite:///{Path.cwd()}/fleetcast-data/fleetcast.db"
+        assert config.public_url == "http://127.0.0.1:8080"
+
+    def test_public_url_follows_tls_and_ipv6(self, tmp_path):
+        cert, key = tmp_path / "c", tmp_path / "k"
+        cert.touch()
+        key.touch()
+        text = f'[server]\nlisten_host = "::1"\ntls_cert = "{cert}"\ntls_key = "{key}"'
+        assert load(tmp_path, text).public_url == "https://[::1]:8080"
+
+    def test_configuration_cannot_be_changed(self):
+        with pytest.raises(ValueError, match="frozen"):
+            load_config(None, {}).server.listen_port = 1
+
+
+class TestEnvironment:
+    def test_a_variable_wins_over_the_file(self, tmp_path):
+        config = load(tmp_path, "[server]\nlisten_port = 1", FLEETCAST_SERVER_LISTEN_PORT="2")
+        assert config.server.listen_port == 2
+
+    @pytest.mark.parametrize(
+        ("variable", "text", "read"),
+        [
+            ("FLEETCAST_SERVER_LISTEN_HOST", "8080", lambda c: c.server.listen_host == "8080"),
+            ("FLEETCAST_DEVICE_HEARTBEAT_S", "30", lambda c: c.device.heartbeat_s == 30.0),
+            ("FLEETCAST_DEVICE_CONNECTIONS_MAX", "1_000", lambda c: c.device.connections_max == 1000),
+            ("FLEETCAST_METRICS_ENABLED", "false", lambda c: c.metrics.enabled is False),
+            ("FLEETCAST_SERVER_DATA_DIR", "a/b", lambda c: c.server.data_dir == Path("a/b")),
+            ("FLEETCAST_LOG_FORMAT", "json", lambda c: c.log.format == "json"),
+        ],
+    )
+    def test_text_becomes_the_type_of_the_key(self, variable, text, read):
+        assert read(load_config(None, {variable: text}))
+
+    @pytest.mark.parametrize("text", ["X-Serial, X-Model", '["X-Serial", "X-Model"]'])
+    def test_lists_are_arrays_or_separated_by_commas_and_tables_are_made(self, text):
+        config = load_config(
+            None,
+            {
+                "FLEETCAST_IDENTITY_MODE": "forward_auth",
+                "FLEETCAST_IDENTITY_FORWARD_AUTH_URL": "http://origin/auth",
+                "FLEETCAST_IDENTITY_FORWARD_AUTH_FORWARD_HEADERS": text,
+            },
+        )
+        assert config.identity.forward_auth is not None
+        assert config.identity.forward_auth.forward_headers == ("X-Serial", "X-Model")
+
+    def test_an_unknown_variable_is_a_problem_with_a_suggestion(self, tmp_path):
+        (problem,) = problems(tmp_path, "", FLEETCAST_SERVER_LISTENPORT="1")
+        assert problem.startswith("FLEETCAST_SERVER_LISTENPORT: no such key")
+        assert "did you mean FLEETCAST_SERVER_LISTEN_PORT?" in problem
+
+    @pytest.mark.parametrize(
+        ("variable", "text"),
+        [
+            ("FLEETCAST_URL", "http://x"),
+            ("FLEETCAST_TOKEN_FILE", "x"),
+            ("FLEETCAST_PORT", "tcp://10.0.0.1:8080"),
+            ("FLEETCAST_PORT_8080_TCP_ADDR", "10.0.0.1"),
+            ("FLEETCAST_SERVICE_HOST", "10.0.0.1"),
+            ("FLEETCAST_SERVICE_PORT_HTTP", "8080"),
+            ("PATH", "/bin"),
+        ],
+    )
+    def test_variables_of_others_are_left_alone(self, variable, text):
+        assert load_config(None, {variable: text}) == load_config(None, {})
+
+    def test_no_two_keys_share_a_variable(self):
+        variables = [key.variable for key in keys()]
+        assert len(variables) == len(set(variables))
+
+
+class TestProblems:
+    def test_every_problem_is_reported_at_once(self, tmp_path):
+        found = problems(
+            tmp_path,
+            '[server]\nlisten_port = 70000\nlisen_host = "x"\n'
+            '[log]\nlevel = "loud"\n[identity.jwt]\n[devise]',
+            FLEETCAST_DEVICE_ATTEMPTS_MAX="many",
+            FLEETCAST_NOPE="1",
+        )
+        text = "\n".join(found)
+        for part in (
+            "server.listen_port: input should be less than or equal to 65535 (it is 70000)",
+            "server.lisen_host: no such key; did you mean server.listen_host?",
+            "log.level",
+            "identity.jwt.jwks_url: is missing",
+            "identity.jwt.issuer: is missing",
+            "identity.jwt.audience: is missing",
+            "devise: no such key; did you mean device?",
+            "FLEETCAST_DEVICE_ATTEMPTS_MAX (key device.attempts_max)",
+            "FLEETCAST_NOPE: no such key",
+        ):
+            assert part in text
+        assert len(found) == 9
+
+    def test_a_problem_names_the_file_the_key_and_the_fix(self, tmp_path):
+        (problem,) = problems(tmp_path, "[server]\nlisten_port = -1")
+        assert problem.startswith(f"{tmp_path}/fleetcast.toml: server.listen_port: ")
+        assert problem.endswith("give a whole number 0..65535")
+
+    def test_a_key_in_the_wrong_table_is_pointed_to_its_own(self, tmp_path):
+        (problem,) = problems(tmp_path, "[server]\nheartbeat_s = 25")
+        assert "did you mean device.heartbeat_s?" in problem
+
+    @pytest.mark.parametrize(
+        ("text", "part"),
+        [
+            ("server = 1", "server: must be a table; write [server] above its keys"),
+            ("[server]\nlisten_port = '8080'", "server.listen_port"),
+            ("[server]\nlisten_port = true", "server.listen_port"),
+            ("[device]\nheartbeat_s = nan", "device.heartbeat_s"),
+            ("[device]\nheartbeat_s = inf", "device.heartbeat_s"),
+            ("[server]\npublic_url = 'ftp://x'", "http:// or https://"),
+            ("[server]\npublic_url = 'http://u:p@x'", "must not carry a user name"),
+            ("[database]\nurl = 'mysql://x'", "must start with sqlite:///"),
+            ("[server]\ntls_cert = 'c'", "server.tls_key: is missing"),
+            ("[identity]\nmode = 'jwt'", "identity.jwt: is missing"),
+            ("[identity.forward_auth]\nurl = 'http://x'", 'set identity.mode = "forward_auth"'),
+            ("[identity]\nnegative_cache_s = 60\npositive_cache_s = 6", "over identity.positive_cache_s"),
+            ("[device]\nredeliver_min_s = 300\nredeliver_max_s = 10", "over device.redeliver_max_s"),
+            ("[database]\nflush_rows_max = 200\nqueue_rows_max = 100", "over database.queue_rows_max"),
+            ("[updates]\ndirective_ttl_s = 61\ninstall_by_s = 60", "over updates.install_by_s"),
+            ("[alerts]\nttl_default_s = 2\nttl_max_s = 1", "over alerts.ttl_max_s"),
+            ("[device]\npong_timeout_s = 26", "over device.heartbeat_s"),
+            ("a = ", "not TOML: "),
+        ],
+    )
+    def test_bad_values_and_relations(self, tmp_path, text, part):
+        assert part in "\n".join(problems(tmp_path, text))
+
+    @pytest.mark.parametrize("algorithm", ["none", "HS256", "HS512", "RSA-OAEP"])
+    def test_symmetric_and_absent_signatures_cannot_be_configured(self, tmp_path, algorithm):
+        text = (
+            '[identity]\nmode = "jwt"\n[identity.jwt]\njwks_url = "http://x"\nissuer = "i"\naudience = "a"\n'
+        )
+        (problem,) = problems(tmp_path, f'{text}algorithms = ["ES256", "{algorithm}"]')
+        assert f"'{algorithm}' is not one of" in problem
+
+    def test_a_secret_in_an_address_is_never_repeated(self, tmp_path):
+        text = "\n".join(problems(tmp_path, "[database]\nurl = 'mysql://fleet:hunter2@db/x'"))
+        assert "hunter2" not in text
+
+    def test_a_file_that_is_not_there(self, tmp_path):
+        with pytest.raises(ConfigError) as caught:
+            load_config(tmp_path / "nope.toml", {})
+        assert str(tmp_path / "nope.toml") in str(caught.value)
+
+    def test_a_file_that_is_not_text(self, tmp_path):
+        path = tmp_path / "fleetcast.toml"
+        path.write_bytes(b"# \xff")
+        with pytest.raises(ConfigError, match="not UTF-8 at byte 2"):
+            load_config(path, {})
+
+    def test_a_secret_file_that_cannot_be_read(self, tmp_path):
+        text = (
+            '[identity]\nmode = "introspection"\n[identity.introspection]\nurl = "http://x"\n'
+            f'client_id = "g"\nclient_secret_file = "{tmp_path}/none"'
+        )
+        (problem,) = problems(tmp_path, text)
+        assert "identity.introspection.client_secret_file: cannot read" in problem
+
+
+class TestExample:
+    def test_example_as_printed_is_the_defaults(self, tmp_path):
+        assert load(tmp_path, example()) == load_config(None, {})
+
+    def test_example_with_every_key_set_loads_and_has_every_key(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for name in ("tls/fleetcast.crt", "tls/fleetcast.key", "secrets/introspection"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+        text = re.sub(r"^#(?! )", "", example(), flags=re.MULTILINE)
+        config = load(tmp_path, text)
+        assert config.identity.mode == "forward_auth"
+        assert config.server.public_url == "https://fleet.example.com"
+        for key in keys():
+            assert f"\n{key.name} = " in text
+
+    def test_every_key_and_table_says_what_it_means(self):
+        for key in keys():
+            assert key.field.description, key.path
+            assert key.field.description.endswith("."), key.path
+        for name, section in tables().items():
+            assert section.__doc__, name
+
+    def test_every_number_has_a_bound(self):
+        assert [key.path for key in keys() if key.type in (int, float) and not key.bound] == []
+
+
+class TestEffective:
+    def test_effective_values_load_back_to_the_same_configuration(self, tmp_path):
+        config = load(tmp_path, '[identity]\nmode="forward_auth"\n[identity.forward_auth]\nurl="http://o/a"')
+        again = load(tmp_path, effective(config))
+        assert again.identity == config.identity
+        assert again.device == config.device
+        assert again.database_url == config.database_url
+
+    def test_the_database_password_is_hidden(self, tmp_path):
+        config = load(tmp_path, '[database]\nurl="postgresql://fleet:hunter2@db:5432/x"')
+        text = effective(config)
+        assert "hunter2" not in text
+        assert "postgresql://fleet:***@db:5432/x" in text
+
+
+def test_reference_page_is_current():
+    assert DOCUMENT.read_text() == reference(), (
+        "run: python -m gateway.config > docs/reference/configuration.md"
+    )
+
+
+def test_limits_are_filled_from_keys_of_the_same_name():
+    @dataclasses.dataclass(frozen=True)
+    class Limits:
+        heartbeat_s: float = 1.0
+        attempts_max: int = 1
+        of_its_own: int = 7
+        given: int = 1
+
+    limits = load_config(None, {}).device.limits(Limits, given=3)
+    assert limits == Limits(heartbeat_s=25.0, attempts_max=20, of_its_own=7, given=3)
