@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import cbor2
 import pytest
@@ -17,7 +20,7 @@ from device_sdk.wire.errors import (
     UnsupportedError,
     WireError,
 )
-from device_sdk.wire.keys import Algorithm, PrivateKey
+from device_sdk.wire.keys import Algorithm, PrivateKey, PublicKey
 
 ED25519 = PrivateKey.from_seed(bytes(range(32)))
 P256 = PrivateKey.generate(Algorithm.ESP256)
@@ -102,6 +105,30 @@ class TestStructure:
     def test_a_kid_may_stand_unprotected(self) -> None:
         data = message({1: -19}, {4: ED25519.kid})
         assert verify_sign1(data, trusted(ED25519)) == PAYLOAD
+
+
+PEER: dict[str, Any] = json.loads(
+    (Path(__file__).parents[3] / "data" / "cose.json").read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("vector", PEER["vectors"], ids=lambda vector: f"alg {vector['alg']}")
+class TestIndependentPeer:
+    def test_its_message_verifies(self, vector: dict[str, Any]) -> None:
+        key = PublicKey.from_pem(vector["public_key_pem"].encode())
+        data, aad = bytes.fromhex(vector["sign1_hex"]), bytes.fromhex(vector["external_aad_hex"])
+        assert key.kid.hex() == vector["kid_hex"]
+        assert verify_sign1(data, {key.kid: key}, external_aad=aad).hex() == vector["payload_hex"]
+        assert Sign1.parse(data).algorithm == vector["alg"]
+
+    def test_one_bit_changed_anywhere_is_refused(self, vector: dict[str, Any]) -> None:
+        key = PublicKey.from_pem(vector["public_key_pem"].encode())
+        data, aad = bytes.fromhex(vector["sign1_hex"]), bytes.fromhex(vector["external_aad_hex"])
+        for index in range(len(data)):
+            changed = bytearray(data)
+            changed[index] ^= 1 << index % 8
+            with pytest.raises(WireError):
+                verify_sign1(bytes(changed), {key.kid: key}, external_aad=aad)
 
 
 MALFORMED: dict[str, Callable[[], bytes]] = {
