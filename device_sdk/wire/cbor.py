@@ -27,6 +27,7 @@ _BUILT_IN_TAGS: Final = (
 )
 _INT_MIN: Final = -(2**64)
 _INT_MAX: Final = 2**64 - 1
+_HEAD_SIZES: Final = ((24, 1), (25, 2), (26, 4), (27, 8))
 _SCALARS: Final = frozenset({type(None), bool, int, float, bytes, str})
 
 
@@ -144,7 +145,5 @@ def _head(major: int, argument: int) -> bytes:
     """Return the shortest head of a data item (RFC 8949 §3)."""
     if argument < 24:
         return bytes([major << 5 | argument])
-    for info, size in ((24, 1), (25, 2), (26, 4), (27, 8)):
-        if argument < 1 << 8 * size:
-            return bytes([major << 5 | info]) + argument.to_bytes(size, "big")
-    raise ValueError("an argument of more than 64 bits")
+    info, size = next(pair for pair in _HEAD_SIZES if argument < 1 << 8 * pair[1])
+    return bytes([major << 5 | info]) + argument.to_bytes(size, "big")

@@ -130,6 +130,9 @@ class TestFiles:
         key.save(path, password=password)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert PrivateKey.load(path, password=password).public == key.public
+        public_path = tmp_path / "key.pub.pem"
+        public_path.write_bytes(key.public.to_pem())
+        assert PublicKey.load(public_path) == key.public
         assert (password is None) is (b"ENCRYPTED" not in path.read_bytes())
 
     def test_a_key_is_never_overwritten(self, tmp_path: Path) -> None:
@@ -187,7 +190,8 @@ def test_generate_makes_only_what_is_emitted() -> None:
 
 def test_a_repr_does_not_show_the_secret() -> None:
     secret = ed25519.Ed25519PrivateKey.from_private_bytes(RFC_8032_SEED)
-    text = repr(PrivateKey(secret)) + str(PrivateKey(secret))
+    key = PrivateKey(secret)
+    text = f"{key!r} {key} {key.public!r}"
     assert RFC_8032_SEED.hex() not in text
     assert repr(RFC_8032_SEED)[2:-1] not in text
     assert "kid=" in text

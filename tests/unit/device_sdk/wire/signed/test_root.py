@@ -88,6 +88,13 @@ def test_the_integer_keys_are_those_of_the_reference() -> None:
     }
 
 
+def test_anchors_may_be_the_root_keys_of_the_version_before() -> None:
+    data = sign_root(ROOT, RELEASE)
+    assert verify_root(data, {RELEASE.kid: RELEASE.public}, fleet=FLEET, version_min=2) == ROOT
+    with pytest.raises(UnknownKeyError):
+        verify_root(data, {RELEASE_2.kid: RELEASE_2.public}, fleet=FLEET, version_min=2)
+
+
 def test_a_stranger_endorses_nothing() -> None:
     with pytest.raises(UnknownKeyError):
         read(sign_root(ROOT, RELEASE_2))
