@@ -83,6 +83,8 @@ class Sign1:
         message = sig_structure(self.protected, payload, external_aad)
         usable = [key for key in candidates if self.algorithm in key.algorithms]
         if not usable:
+            if self.kid is not None and all(key.kid != self.kid for key in candidates):
+                raise UnknownKeyError("the kid is of no trusted key")
             raise UnsupportedError("the algorithm does not fit the key")
         for key in usable:
             try:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 ComponentIdentifier = tuple[bytes, ...]
 
-_PLAIN_SEGMENT = re.compile(rb"(?!0x)[A-Za-z0-9._~-]+\Z")
+# Neither "." nor "..": a name may become a file's.
+_PLAIN_SEGMENT = re.compile(rb"(?!0x|\.{1,2}\Z)[A-Za-z0-9._~-]+\Z")
 
 
 def vendor_identifier(domain: str) -> bytes:
@@ -34,7 +35,8 @@ def class_identifier(vendor: bytes, name: str) -> bytes:
 def component_name(identifier: ComponentIdentifier) -> str:
     """Return the segments as one name, joined by colons; no two identifiers share one.
 
-    A segment of ``[A-Za-z0-9._~-]`` stands for itself, any other as ``0x`` and its hexadecimal digits.
+    A segment of ``[A-Za-z0-9._~-]`` stands for itself, any other, and those that begin with ``0x`` or are
+    one dot or two, as ``0x`` and its hexadecimal digits.
     """
     return ":".join(
         segment.decode() if _PLAIN_SEGMENT.match(segment) else f"0x{segment.hex()}" for segment in identifier

@@ -232,6 +232,10 @@ class TestKeys:
             verify_sign1(sign1(PAYLOAD, ED25519), [STRANGER.public])
         with pytest.raises(UnsupportedError):
             verify_sign1(message({1: -19}), [P256.public])
+        with pytest.raises(UnsupportedError):
+            verify_sign1(message({1: -19, 4: P256.kid}), [P256.public])
+        with pytest.raises(UnknownKeyError):
+            verify_sign1(sign1(PAYLOAD, ED25519), [P256.public])
 
     @both
     def test_another_external_aad_is_a_bad_signature(self, key: PrivateKey) -> None:

@@ -107,6 +107,7 @@ class TestAuthor:
             ({"component": "a b"}, MalformedError),
             ({"component": "a::b"}, MalformedError),
             ({"component": "0x00"}, MalformedError),
+            ({"component": ".."}, MalformedError),
             ({"component": ":".join("abcdefghi")}, MalformedError),
             ({"component": "a" * 129}, MalformedError),
             ({"sequence_number": -1}, MalformedError),

@@ -132,6 +132,10 @@ class TestAuthenticate:
     def test_a_strangers_signature_beside_a_trusted_one_is_passed_over(self) -> None:
         assert authenticate(envelope(MANIFEST, STRANGER, KEY), KEYS) == MANIFEST
 
+    @pytest.mark.parametrize("key", [KEY, SECOND], ids=["Ed25519", "P-256"])
+    def test_an_explicit_key_passes_over_a_signature_of_the_other_kind(self, key: PrivateKey) -> None:
+        assert authenticate(envelope(MANIFEST, KEY, SECOND), [key.public]) == MANIFEST
+
     def test_a_stranger_under_a_trusted_kid_is_a_bad_signature(self) -> None:
         digest = SUITDigest.of_member(MANIFEST).encode()
         signature = cose.signature_of(digest, STRANGER)
@@ -480,6 +484,9 @@ class TestComponentName:
             ((b"a:b",), "0x613a62"),
             ((b"a", b"b"), "a:b"),
             ((b"",), "0x"),
+            ((b"..",), "0x2e2e"),
+            ((b".",), "0x2e"),
+            ((b"...", b".a"), "...:.a"),
             ((b"a/b",), "0x612f62"),
             ((b"a\n",), "0x610a"),
             (("ü".encode(),), "0xc3bc"),
