@@ -60,12 +60,19 @@ class ArtifactStore:
         self._limits = limits or ArtifactLimits()
         self._tmp.mkdir(mode=0o750, parents=True, exist_ok=True)
 
-    def sweep(self) -> int:
-        """Remove what crashed uploads left; return how many. At start only: nobody else may be writing."""
+    def sweep(self, *, modified_before_ms: int) -> int:
+        """Remove what crashed uploads left, return how many files that were.
+
+        Args:
+            modified_before_ms: Milliseconds UTC; a file written to since then may be an upload of another
+                process and stays.
+        """
         count = 0
         for path in self._tmp.iterdir():
-            path.unlink(missing_ok=True)
-            count += 1
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime_ns // 1_000_000 < modified_before_ms:
+                    path.unlink()
+                    count += 1
         return count
 
     def writer(self) -> ArtifactWriter:
@@ -189,11 +196,13 @@ class ArtifactWriter:
 
     def drop(self) -> None:
         """Forget the upload; once committed, do nothing."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-            with contextlib.suppress(FileNotFoundError):
-                self._path.unlink()
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        self._path.unlink(missing_ok=True)
+        # Closing flushes, and a full disk fails that too; the file is gone either way.
+        with contextlib.suppress(OSError):
+            file.close()
 
     def __enter__(self) -> ArtifactWriter:
         return self

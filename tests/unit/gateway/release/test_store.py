@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import resource
 import stat
 from pathlib import Path
 
@@ -53,6 +55,18 @@ class TestWrite:
     def test_an_upload_that_is_not_committed_leaves_nothing(self, store: ArtifactStore) -> None:
         with store.writer() as writer:
             writer.write(IMAGE)
+        assert files(store) == []
+
+    @pytest.mark.parametrize("size", [200, 1 << 20], ids=["at the commit", "at the write"])
+    def test_a_disk_that_takes_no_more_leaves_nothing(self, tmp_path: Path, size: int) -> None:
+        store = ArtifactStore(tmp_path / "artifacts")
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        try:
+            with pytest.raises(OSError, match="too large"):
+                write(store, bytes(size))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert files(store) == []
 
     def test_other_bytes_than_announced_are_dropped(self, store: ArtifactStore) -> None:
@@ -136,7 +150,11 @@ def test_what_a_crash_left_is_swept_and_images_stay(store: ArtifactStore, tmp_pa
     write(store)
     for name in ("one", "two"):
         (tmp_path / "artifacts" / "tmp" / name).write_bytes(b"half")
+        os.utime(tmp_path / "artifacts" / "tmp" / name, (1_000.0, 1_000.0))
     again = ArtifactStore(tmp_path / "artifacts")
-    assert again.sweep() == 2
+    assert again.sweep(modified_before_ms=1_000_000) == 0
+    with again.writer() as writer:
+        assert again.sweep(modified_before_ms=1_000_001) == 2
+        writer.write(IMAGE)
+        writer.commit()
     assert files(again) == [f"{DIGEST[:2]}/{DIGEST}"]
-    assert again.sweep() == 0
