@@ -1,0 +1,58 @@
+"""Who a device and who an operator is.
+
+Devices are judged by the operator's origin (``service``, by way of the ``Judge`` port that ``gateway.origin``
+implements); ``verdict`` is what it says, ``validity`` how long that carries a session. Operators have tokens
+of our own (``operator``).
+"""
+
+from gateway.identity.credential import Credential
+from gateway.identity.limits import IdentityLimits
+from gateway.identity.operator import (
+    Operator,
+    OperatorToken,
+    OperatorTokenStore,
+    Scope,
+    authenticate,
+    authorise,
+    new_token,
+    parse_scopes,
+    token_sha256,
+)
+from gateway.identity.service import Identity, Judge, UnconfiguredJudge
+from gateway.identity.validity import Validity, after_unknown, validity
+from gateway.identity.verdict import (
+    ChannelGrant,
+    ChannelKind,
+    Verdict,
+    parse_claims,
+    parse_json,
+    parse_verdict,
+    parse_verdict_headers,
+)
+
+__all__ = [
+    "ChannelGrant",
+    "ChannelKind",
+    "Credential",
+    "Identity",
+    "IdentityLimits",
+    "Judge",
+    "Operator",
+    "OperatorToken",
+    "OperatorTokenStore",
+    "Scope",
+    "UnconfiguredJudge",
+    "Validity",
+    "Verdict",
+    "after_unknown",
+    "authenticate",
+    "authorise",
+    "new_token",
+    "parse_claims",
+    "parse_json",
+    "parse_scopes",
+    "parse_verdict",
+    "parse_verdict_headers",
+    "token_sha256",
+    "validity",
+]
