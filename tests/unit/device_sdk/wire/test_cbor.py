@@ -154,6 +154,30 @@ class TestOrderOfKeys:
 
 
 @pytest.mark.parametrize(
+    "pairs",
+    [
+        [(2, 0), (1, 0)],
+        [("b", 0), ("a", 0)],
+        [("aa", 0), ("b", 0)],
+        [("é", 0), ("z", 0)],
+        [("a", 0), (1, 0)],
+        [(-1, 0), (1, 0)],
+        [(24, 0), (1, 0)],
+        [(1, 0), (0, [{2: 0}])],
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_two_keys_have_one_order_at_any_depth(pairs: list[tuple[object, object]], depth: int) -> None:
+    unsorted: object = dict(pairs)
+    for _ in range(depth):
+        unsorted = [{1: unsorted}]
+    with pytest.raises(MalformedError):
+        cbor.decode(cbor2.dumps(unsorted), size_max=SIZE_MAX)
+    assert cbor.decode(cbor.encode(unsorted), size_max=SIZE_MAX) == unsorted
+
+
+@pytest.mark.parametrize(
     "value",
     [
         datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
