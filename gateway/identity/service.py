@@ -222,6 +222,8 @@ class Identity:
 
     def _keep(self, key: bytes, verdict: Verdict) -> _Outcome:
         now_ms, life_s = self._clock.now_ms(), self.limits.positive_cache_s
+        if verdict.cache_s is not None:
+            life_s = min(life_s, verdict.cache_s)
         if verdict.expires_at is not None:
             left_s = (verdict.expires_at - now_ms) / 1000
             if left_s <= -CLOCK_SKEW_S:

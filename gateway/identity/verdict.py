@@ -53,7 +53,9 @@ class Verdict:
         channels: At most ``GRANTS_MAX``, each name once, sorted by name; never the device's own channel.
         attributes: The ``origin.*`` attributes, authoritative.
         expires_at: End of the credential, ms UTC; None: the origin named none.
-        judged_at: When the origin said so, ms UTC. Not part of what it said: equal verdicts may differ in it.
+        judged_at: When the origin said so, ms UTC.
+        cache_s: How long the origin lets it be reused; None: it does not say. This and ``judged_at`` are
+            about the answer, not in it: equal verdicts may differ in them.
     """
 
     device_id: DeviceId
@@ -62,6 +64,7 @@ class Verdict:
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
     expires_at: int | None = None
     judged_at: int = field(default=0, compare=False)
+    cache_s: float | None = field(default=None, compare=False)
 
 
 def parse_json(raw: bytes) -> object:

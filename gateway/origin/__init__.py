@@ -1,0 +1,27 @@
+"""The origin client: the only thing that makes requests to the operator's side.
+
+``open_judge`` gives the implementation of ``identity.Judge`` that the configuration asks for.
+"""
+
+from gateway.origin.circuit import Circuit, CircuitState, Outcome
+from gateway.origin.forward_auth import ForwardAuthJudge
+from gateway.origin.http import Answer, OriginHTTP
+from gateway.origin.introspection import IntrospectionJudge
+from gateway.origin.judge import open_judge
+from gateway.origin.jwks import KeyRingSource
+from gateway.origin.jwt import JWTJudge
+from gateway.origin.limits import OriginLimits
+
+__all__ = [
+    "Answer",
+    "Circuit",
+    "CircuitState",
+    "ForwardAuthJudge",
+    "IntrospectionJudge",
+    "JWTJudge",
+    "KeyRingSource",
+    "OriginHTTP",
+    "OriginLimits",
+    "Outcome",
+    "open_judge",
+]
