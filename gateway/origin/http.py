@@ -46,7 +46,7 @@ class Answer:
         return None
 
     def retry_after_s(self, limits: OriginLimits) -> float | None:
-        """``Retry-After`` in seconds, cut to ``retry_after_s_max``; None if there is none, or it is a date."""
+        """``Retry-After`` in seconds, at most ``retry_after_s_max``; None without one, or for a date."""
         value = self.headers.get(hdrs.RETRY_AFTER, "")
         if not (value.isascii() and value.isdigit() and len(value) < 10):
             return None
@@ -134,6 +134,8 @@ class OriginHTTP:
         async with asyncio.timeout(self.limits.origin_timeout_s):
             # Compressed answers would make answer_size_bytes_max a bound on the wrong thing.
             sent = CIMultiDict([*headers, (hdrs.ACCEPT_ENCODING, "identity"), (hdrs.USER_AGENT, "fleetcast")])
+            if form is not None:
+                sent[hdrs.CONTENT_TYPE] = "application/x-www-form-urlencoded"
             async with session.request(
                 method, url, headers=sent, data=form, allow_redirects=False
             ) as response:
