@@ -45,8 +45,8 @@ def validity(verdict: Verdict, *, limits: IdentityLimits, jitter: float) -> Vali
     if verdict.expires_at is not None:
         expiry = verdict.expires_at + CLOCK_SKEW_S * 1000
         life_ms = min(life_ms, max(verdict.expires_at - judged_at, 0))
-    next_check_at = judged_at + int(life_ms * (0.7 + 0.2 * jitter))
-    ends_at = next_check_at + int(limits.origin_stale_max_s * 1000)
+    next_check_at = judged_at + round(life_ms * (0.7 + 0.2 * jitter))
+    ends_at = next_check_at + round(limits.origin_stale_max_s * 1000)
     if expiry is not None:
         ends_at = min(ends_at, expiry)
     return Validity(next_check_at=min(next_check_at, ends_at), ends_at=ends_at)
@@ -60,5 +60,5 @@ def after_unknown(current: Validity, *, now: int, retry_after_s: float, jitter: 
         retry_after_s: What the failure asked for; the wait is that, and up to as much again by ``jitter``.
     """
     assert 0 <= jitter < 1, "jitter is a fraction"
-    next_check_at = now + int(max(retry_after_s, 1.0) * (1 + jitter) * 1000)
+    next_check_at = now + round(max(retry_after_s, 1.0) * (1 + jitter) * 1000)
     return replace(current, next_check_at=min(next_check_at, current.ends_at), is_stale=True)
