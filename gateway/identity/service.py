@@ -22,7 +22,7 @@ from gateway.identity.guard import WINDOW_S, RefusalGuard
 from gateway.identity.limits import IdentityLimits
 from gateway.identity.validity import CLOCK_SKEW_S
 from gateway.identity.verdict import Verdict
-from gateway.telemetry import Metrics, logger
+from gateway.telemetry import Metrics, SparseLog, logger
 
 _log = logger("identity")
 
@@ -102,6 +102,7 @@ class Identity:
         self._flights: dict[bytes, asyncio.Task[_Outcome]] = {}
         self._turns = asyncio.Semaphore(self.limits.origin_concurrency_max)
         self._waiting = 0
+        self._sparse = SparseLog(_log)
         self._was_suspect = False
         self._metrics.refusal_alarm.set_function(lambda: float(self.is_origin_suspect))
 
@@ -173,7 +174,7 @@ class Identity:
                 return refusal
         flight = self._flights.get(key)
         if flight is None:
-            if self._waiting >= self.limits.origin_queue_max:
+            if len(self._flights) >= self.limits.origin_queue_max + self.limits.origin_concurrency_max:
                 return OriginUnavailableError("too many tokens wait", retry_after_s=_RETRY_AFTER_S)
             self._metrics.verdicts["miss"].inc()
             flight = asyncio.create_task(self._fly(key, credential), name=f"identity.flight[{key.hex()[:8]}]")
@@ -214,6 +215,12 @@ class Identity:
             self._refused.put(key, refusal, ends_at=self._clock.monotonic() + self.limits.negative_cache_s)
             return refusal
         except OriginUnavailableError as error:
+            self._sparse.warning(
+                f"no verdict: {error.code}",
+                self._clock.monotonic(),
+                detail=error.detail,
+                credential_id=key.hex()[:8],
+            )
             return error
         finally:
             self._turns.release()
@@ -236,7 +243,11 @@ class Identity:
         return verdict
 
     def _refuse(self, key: bytes, refusal: _Refusal) -> NoReturn:
-        is_suspect = self._guard.refused(key, self._clock.monotonic())
+        now = self._clock.monotonic()
+        is_suspect = self._guard.refused(key, now)
+        self._sparse.info(
+            "refused", now, code=refusal.code, detail=refusal.detail, credential_id=key.hex()[:8]
+        )
         if is_suspect and not self._was_suspect:
             _log.error(
                 "the origin refuses tokens it lately accepted; refusals are held back", code=refusal.code

@@ -1,6 +1,7 @@
-"""What a node tells its operators: logs (``logs``) and metrics (``metrics``). It knows no domain package."""
+"""What a node tells its operators: logs (``logs``, ``sparse``) and metrics. It knows no domain package."""
 
 from gateway.telemetry.logs import configure_logs, logger
 from gateway.telemetry.metrics import CONTENT_TYPE, Metrics
+from gateway.telemetry.sparse import SparseLog
 
-__all__ = ["CONTENT_TYPE", "Metrics", "configure_logs", "logger"]
+__all__ = ["CONTENT_TYPE", "Metrics", "SparseLog", "configure_logs", "logger"]

@@ -9,6 +9,8 @@ import pytest
 from gateway.config import Config, effective, example, load_config, reference
 from gateway.config.keys import keys, tables
 from gateway.errors import ConfigError
+from gateway.identity import IdentityLimits
+from gateway.origin import OriginLimits
 
 DOCUMENT = Path(__file__).parents[3] / "docs/reference/configuration.md"
 
@@ -251,3 +253,8 @@ def test_limits_are_filled_from_keys_of_the_same_name():
 
     limits = load_config(None, {}).device.limits(Limits, given=3)
     assert limits == Limits(heartbeat_s=25.0, attempts_max=20, of_its_own=7, given=3)
+
+
+@pytest.mark.parametrize("limits_class", [IdentityLimits, OriginLimits])
+def test_defaults_of_the_keys_and_of_the_limits_are_the_same(limits_class):
+    assert load_config(None, {}).identity.limits(limits_class) == limits_class()

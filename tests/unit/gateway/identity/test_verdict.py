@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -199,3 +201,12 @@ def test_any_document_is_a_verdict_or_malformed(document):
     for parse in (parse_verdict, parse_claims):
         with contextlib.suppress(MalformedError):
             assert isinstance(parse({"device_id": "d", "sub": "d", "fleet": "f", **document}), Verdict)
+
+
+def test_the_examples_of_the_reference_page_say_the_same():
+    page = (Path(__file__).parents[4] / "docs/reference/identity.md").read_text()
+    document, headers = re.findall(r"^```(?:json)?\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    pairs = [line.split(": ", 1) for line in headers.splitlines()]
+    verdict = parse_verdict(parse_json(document.encode()))
+    assert verdict == parse_verdict_headers(CIMultiDict(pairs))
+    assert verdict.channels == (ChannelGrant("firmware", "update"), ChannelGrant("ops", "alert"))
