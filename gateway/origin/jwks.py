@@ -51,11 +51,9 @@ class KeyRing:
 
     def candidates(self, *, kid: str | None, alg: str) -> list[SigningKey]:
         """Return the keys that may have signed a token with this header; those of its kid, if it has one."""
-        return [
-            key
-            for key in self.keys
-            if (kid is None or key.kid == kid) and (key.alg is None or key.alg == alg)
-        ]
+        # RFC 9864 renamed EdDSA over this curve; key sets and tokens change at different times.
+        algs = (None, alg, "EdDSA") if alg == "Ed25519" else (None, alg)
+        return [key for key in self.keys if (kid is None or key.kid == kid) and key.alg in algs]
 
 
 def parse_key_ring(document: object, *, number: int, asked_at: float) -> KeyRing:
@@ -181,14 +179,16 @@ def _parse_key(item: object) -> SigningKey | None:
     kid, alg = item.get("kid"), item.get("alg")
     if not isinstance(kid, str | None) or not isinstance(alg, str | None):
         return None
+    # The algorithm is ours to match: the library knows nothing of the renaming in ``candidates``.
+    bare = {name: value for name, value in item.items() if name != "alg"}
     try:
         match item.get("kty"):
             case "EC":
-                return SigningKey(kid, alg, ECKey.import_key(item))
+                return SigningKey(kid, alg, ECKey.import_key(bare))
             case "OKP":
-                return SigningKey(kid, alg, OKPKey.import_key(item))
+                return SigningKey(kid, alg, OKPKey.import_key(bare))
             case "RSA" if isinstance(item.get("n"), str) and len(item["n"]) >= RSA_MODULUS_LEN_MIN:
-                return SigningKey(kid, alg, RSAKey.import_key(item))
+                return SigningKey(kid, alg, RSAKey.import_key(bare))
     except (JoseError, ValueError, TypeError, KeyError):
         return None
     return None

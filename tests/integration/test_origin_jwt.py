@@ -100,13 +100,14 @@ class TestTokens:
             {"iss": None},
             {"aud": "elsewhere"},
             {"aud": None},
-            {"exp": None},
-            {"exp": "soon"},
-            {"sub": None},
-            {"nbf": "soon"},
+            {"aud": []},
+            {"aud": {"fleetcast": 1}},
+            {"iss": ["https://id.example.com"]},
         ],
     )
-    async def test_claims_that_do_not_hold_are_definite_refusals(self, origin, clock, changes):
+    async def test_a_token_of_another_issuer_or_for_somebody_else_is_a_definite_refusal(
+        self, origin, clock, changes
+    ):
         async with identity_of(origin, clock) as identity:
             with pytest.raises(CredentialRefusedError):
                 await admit(identity, await token(origin, **changes))
@@ -128,10 +129,25 @@ class TestTokens:
                 await admit(identity, await token(origin, nbf=NOW_S + 61))
         assert caught.value.code == "credential_not_yet_valid"
 
-    async def test_a_good_signature_over_unusable_claims_is_unknown(self, origin, clock):
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"fleet": None},
+            {"sub": None},
+            {"sub": 7},
+            {"exp": None},
+            {"exp": "soon"},
+            {"exp": True},
+            {"nbf": "soon"},
+            {"nbf": True},
+            {"channels": "ops"},
+        ],
+        ids=str,
+    )
+    async def test_a_good_signature_over_unusable_claims_is_the_origins_mistake(self, origin, clock, changes):
         async with identity_of(origin, clock) as identity:
             with pytest.raises(OriginUnavailableError) as caught:
-                await admit(identity, await token(origin, fleet=None))
+                await admit(identity, await token(origin, **changes))
         assert caught.value.code == "origin_malformed"
 
 
@@ -159,6 +175,14 @@ class TestForgeries:
         async with identity_of(origin, clock) as identity:
             with pytest.raises(CredentialRefusedError):
                 await admit(identity, f"{head}.{changed}.{signature}")
+
+    @pytest.mark.parametrize(
+        "header", [{"crit": ["exp"]}, {"crit": ["made-up"], "made-up": 1}, {"kid": 7}, {"alg": 7}]
+    )
+    async def test_headers_that_ask_for_what_we_do_not_do_are_refused(self, origin, clock, header):
+        async with identity_of(origin, clock) as identity:
+            with pytest.raises(CredentialRefusedError):
+                await admit(identity, await token(origin, header=header))
 
     async def test_a_key_of_another_kid_is_refused(self, origin, clock):
         await origin.post("/_rotate", {"kid": "k2"})

@@ -28,7 +28,7 @@ def b64(raw: bytes) -> str:
 def public_jwk(kid: str, key: PrivateKey) -> dict[str, str]:
     if isinstance(key, ed25519.Ed25519PrivateKey):
         x = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-        return {"kty": "OKP", "crv": "Ed25519", "use": "sig", "kid": kid, "x": b64(x)}
+        return {"kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "kid": kid, "x": b64(x)}
     numbers = key.public_key().public_numbers()
     x, y = numbers.x.to_bytes(32, "big"), numbers.y.to_bytes(32, "big")
     return {"kty": "EC", "crv": "P-256", "use": "sig", "alg": "ES256", "kid": kid, "x": b64(x), "y": b64(y)}

@@ -40,6 +40,13 @@ def test_a_key_is_found_by_kid_and_algorithm():
     assert len(keys.candidates(kid=None, alg="ES256")) == 3
 
 
+@pytest.mark.parametrize(("alg", "found"), [("Ed25519", 3), ("EdDSA", 2), ("ES256", 1)])
+def test_eddsa_in_the_set_serves_tokens_that_say_ed25519_but_not_the_reverse(alg, found):
+    okp = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
+    keys = ring({**okp, "alg": "EdDSA"}, {**okp, "alg": "Ed25519"}, okp)
+    assert len(keys.candidates(kid=None, alg=alg)) == found
+
+
 @pytest.mark.parametrize(
     "unusable",
     [
