@@ -107,8 +107,6 @@ class _Source:
         if error["type"] == "extra_forbidden":
             return self.place(path, f"no such key{_nearest_key(path)}; remove it or correct it")
         if path in tables():
-            if error["type"] == "missing":
-                return self.place(path, "is missing; add the table")
             return self.place(path, f"must be a table; write [{path}] above its keys")
         key = _key_at(parts)
         article = "" if key.choices or key.type is bool else "a "

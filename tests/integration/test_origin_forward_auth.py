@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from gateway.clock import FakeClock
+from gateway.config import load_config
 from gateway.errors import CredentialRefusedError, OriginUnavailableError, WrongIdentityError
 from gateway.identity import ChannelGrant, Credential, Identity, IdentityLimits
-from gateway.origin import ForwardAuthJudge, OriginHTTP, OriginLimits
+from gateway.origin import ForwardAuthJudge, OriginHTTP, OriginLimits, open_judge
 from gateway.telemetry import Metrics
 from tests.integration.origins.process import Origin
 
@@ -151,6 +152,23 @@ class TestAnswers:
         async with identity_of(origin, clock) as identity:
             with pytest.raises(WrongIdentityError):
                 await identity.admit(credential("good"), claimed_fleet=fleet, claimed_device=device)
+
+
+class TestConfiguration:
+    async def test_the_judge_that_the_configuration_asks_for(self, origin, clock):
+        environ = {
+            "FLEETCAST_IDENTITY_MODE": "forward_auth",
+            "FLEETCAST_IDENTITY_FORWARD_AUTH_URL": f"{origin.url}/auth",
+        }
+        async with open_judge(load_config(None, environ), clock=clock, metrics=Metrics()) as judge:
+            assert (await admit(Identity(judge, clock=clock))).device_id == "dev-1"
+
+    async def test_without_a_mode_nobody_is_asked_and_every_device_is_unknown(self, origin, clock):
+        async with open_judge(load_config(None, {}), clock=clock, metrics=Metrics()) as judge:
+            with pytest.raises(OriginUnavailableError) as caught:
+                await admit(Identity(judge, clock=clock))
+        assert caught.value.code == "origin_unconfigured"
+        assert (await origin.seen())["count"] == 0
 
 
 class TestRepeatedHeaders:

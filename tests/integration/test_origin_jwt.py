@@ -184,6 +184,24 @@ class TestForgeries:
             with pytest.raises(CredentialRefusedError):
                 await admit(identity, await token(origin, header=header))
 
+    async def test_a_forgery_in_the_name_of_a_known_key_is_refused_without_asking_again(self, origin, clock):
+        async with identity_of(origin, clock) as identity:
+            await admit(identity, await token(origin))
+            await origin.post("/_rotate", {"kid": "k2", "publish": False})
+            clock.advance(9)
+            with pytest.raises(CredentialRefusedError):
+                await admit(identity, await token(origin, "k2", header={"kid": "k1"}))
+        assert (await origin.seen())["count"] == 1
+
+    @pytest.mark.parametrize("payload", [b"[]", b"text", b'{"iss": 1, "iss": 2}'])
+    async def test_a_signed_payload_that_is_no_claims_set_is_the_origins_mistake(
+        self, origin, clock, payload
+    ):
+        async with identity_of(origin, clock) as identity:
+            text = (await origin.post("/_token", {"kid": "k1", "raw": payload.decode()}))["token"]
+            with pytest.raises(OriginUnavailableError):
+                await admit(identity, text)
+
     async def test_a_key_of_another_kid_is_refused(self, origin, clock):
         await origin.post("/_rotate", {"kid": "k2"})
         async with identity_of(origin, clock) as identity:
@@ -245,6 +263,22 @@ class TestRotation:
             await origin.post("/_rotate", {"kid": "k1"})
             clock.advance(10)
             await admit(identity, await token(origin, jti="new key"))
+
+    async def test_a_fetch_begun_before_the_token_came_refuses_nobody(self, origin, clock):
+        async with identity_of(origin, clock) as identity:
+            await admit(identity, await token(origin))
+            clock.advance(300)
+            await origin.control(behaviour="hold")
+            await admit(identity, await token(origin, jti="starts a fetch behind it"))
+            await origin.seen(held=1)
+            await origin.post("/_rotate", {"kid": "k2", "publish": False})
+            waiter = asyncio.create_task(admit(identity, await token(origin, "k2")))
+            for _ in range(10):
+                await asyncio.sleep(0)  # until it waits for that fetch
+            await origin.release()
+            with pytest.raises(OriginUnavailableError):
+                await waiter
+        assert (await origin.seen())["count"] == 2
 
 
 class TestBadDays:

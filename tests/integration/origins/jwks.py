@@ -1,7 +1,7 @@
 """An issuer of signed tokens: GET /jwks.json; its private keys never leave the process.
 
     POST /_rotate  {kid, alg: ES256 | Ed25519, keep, publish}  make a key, publish it (alone, unless keep)
-    POST /_token   {kid, claims, header}                       sign claims with a key it ever had
+    POST /_token   {kid, claims or raw, header}                sign claims with a key it ever had
 
 Signatures are made with ``cryptography`` alone: what the gateway verifies with is not what made them.
 """
@@ -34,8 +34,8 @@ def public_jwk(kid: str, key: PrivateKey) -> dict[str, str]:
     return {"kty": "EC", "crv": "P-256", "use": "sig", "alg": "ES256", "kid": kid, "x": b64(x), "y": b64(y)}
 
 
-def sign(key: PrivateKey, header: dict[str, object], claims: dict[str, object]) -> str:
-    signed = f"{b64(json.dumps(header).encode())}.{b64(json.dumps(claims).encode())}"
+def sign(key: PrivateKey, header: dict[str, object], payload: str) -> str:
+    signed = f"{b64(json.dumps(header).encode())}.{b64(payload.encode())}"
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return f"{signed}.{b64(key.sign(signed.encode()))}"
     r, s = decode_dss_signature(key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
@@ -72,9 +72,10 @@ def make_app() -> web.Application:
     async def token(request: web.Request) -> web.Response:
         wanted = await request.json()
         key = private[wanted["kid"]]
+        payload = wanted.get("raw") or json.dumps(wanted["claims"])
         alg = "Ed25519" if isinstance(key, ed25519.Ed25519PrivateKey) else "ES256"
         header = {"alg": alg, "kid": wanted["kid"], "typ": "JWT"} | wanted.get("header", {})
-        return web.json_response({"token": sign(key, header, wanted["claims"])})
+        return web.json_response({"token": sign(key, header, payload)})
 
     app = web.Application()
     app.add_routes(

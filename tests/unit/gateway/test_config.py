@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -186,6 +188,14 @@ class TestProblems:
         with pytest.raises(ConfigError, match="not UTF-8 at byte 2"):
             load_config(path, {})
 
+    def test_a_file_that_is_far_too_long_is_not_parsed(self, tmp_path):
+        (problem,) = problems(tmp_path, "#" * (1024 * 1024 + 1))
+        assert "is this the right file?" in problem
+
+    def test_a_variable_for_a_table_that_the_file_has_as_a_value(self, tmp_path):
+        (problem,) = problems(tmp_path, "log = 'debug'", FLEETCAST_LOG_LEVEL="debug")
+        assert "log: must be a table" in problem
+
     def test_a_secret_file_that_cannot_be_read(self, tmp_path):
         text = (
             '[identity]\nmode = "introspection"\n[identity.introspection]\nurl = "http://x"\n'
@@ -230,6 +240,16 @@ class TestEffective:
         assert again.device == config.device
         assert again.database_url == config.database_url
 
+    def test_lists_quotes_and_control_characters_survive(self, tmp_path):
+        config = load(
+            tmp_path,
+            '[server]\ndata_dir = "a \\"b\\" \\u007f ä"\n[identity]\nmode = "forward_auth"\n'
+            '[identity.forward_auth]\nurl = "http://o/a"\nforward_headers = ["X-A", "X-B"]',
+        )
+        again = load(tmp_path, effective(config))
+        assert again.server.data_dir == Path('a "b" \x7f ä')
+        assert again.identity == config.identity
+
     def test_the_database_password_is_hidden(self, tmp_path):
         config = load(tmp_path, '[database]\nurl="postgresql://fleet:hunter2@db:5432/x"')
         text = effective(config)
@@ -241,6 +261,16 @@ def test_reference_page_is_current():
     assert DOCUMENT.read_text() == reference(), (
         "run: python -m gateway.config > docs/reference/configuration.md"
     )
+
+
+def test_the_reference_page_is_printed_by_the_module():
+    printed = subprocess.run(
+        [sys.executable, "-m", "gateway.config"],
+        capture_output=True,
+        check=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert printed.stdout.decode() == reference()
 
 
 def test_limits_are_filled_from_keys_of_the_same_name():

@@ -94,6 +94,16 @@ def test_the_standard_library_writes_the_same_lines(stream):
     assert line["level"] == "warning"
 
 
+def test_a_traceback_of_the_standard_library_is_on_its_line(stream):
+    configure_logs(format="json", stream=stream)
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        logging.getLogger("asyncio").exception("callback failed")
+    (line,) = lines(stream)
+    assert "ValueError: broken" in str(line["exception"])
+
+
 def test_setting_up_twice_does_not_write_twice(stream):
     configure_logs(format="json", stream=stream)
     configure_logs(format="json", stream=stream)
