@@ -1,0 +1,203 @@
+"""The ports to what is stored of a fleet. ``gateway.storage`` implements them; each method is one transaction.
+
+Every implementation promises, and ``tests/contract`` checks on SQLite and PostgreSQL:
+
+* A write that returned is committed. A failure of the database is ``StorageUnavailableError``.
+* A read sees every write that returned before it began.
+* Lists are bounded by ``limit`` and ordered by what ``after`` names, exclusively.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from device_sdk.wire.names import ChannelName, DeviceId, FleetName
+from gateway.fleet.model import (
+    Appended,
+    Channel,
+    DeadLetter,
+    Delivery,
+    Device,
+    Draft,
+    Fleet,
+    LogRange,
+    StoredMessage,
+    Subscription,
+)
+from gateway.identity import ChannelKind, OperatorToken
+
+T = TypeVar("T")
+Seal = Callable[[FleetName, ChannelName, int, int, Draft], tuple[bytes, bytes]]
+"""(fleet, channel, epoch, offset, draft) → (payload, signature)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency(Generic[T]):
+    """One POST that may be repeated: its row is written in the transaction of its effect.
+
+    ``respond`` makes the answer (status, JSON body) of the effect's result; it is stored and given back to
+    whoever repeats the request.
+    """
+
+    token_id: bytes
+    key: str
+    request_sha256: bytes
+    respond: Callable[[T], tuple[int, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The answer that the same request was given before. Nothing was done this time."""
+
+    status: int
+    body: bytes
+
+
+class FleetStore(Protocol):
+    """Fleets, channels, devices, subscriptions, the log, dead letters, operator tokens."""
+
+    # fleets
+    async def create_fleet(self, name: FleetName, *, now_ms: int) -> Fleet:
+        """Raises ConflictError (``fleet_exists``)."""
+        ...
+
+    async def fleet(self, name: FleetName) -> Fleet:
+        """Raises NotFoundError."""
+        ...
+
+    async def fleets(self, *, after: str = "", limit: int = 100) -> Sequence[Fleet]: ...
+
+    async def put_release_key(self, fleet_key: int, kid: bytes, public_pem: str, *, now_ms: int) -> bool:
+        """Return whether it is new."""
+        ...
+
+    async def release_keys(self, fleet_key: int) -> Mapping[bytes, str]:
+        """Return PEM by kid."""
+        ...
+
+    async def delete_release_key(self, fleet_key: int, kid: bytes) -> None: ...
+
+    async def root_document(self, fleet_key: int) -> tuple[int, bytes | None]: ...
+
+    async def put_root_document(self, fleet_key: int, version: int, document: bytes) -> None:
+        """Raises ConflictError (``root_version``) unless ``version`` is higher than the stored one."""
+        ...
+
+    # channels
+    async def create_channel(
+        self,
+        fleet_key: int,
+        name: ChannelName,
+        kind: ChannelKind,
+        *,
+        now_ms: int,
+        starts_at_earliest: bool = False,
+        retention_age_s: int | None = None,
+        retention_count: int | None = None,
+    ) -> Channel:
+        """Raises ConflictError (``channel_exists``)."""
+        ...
+
+    async def channel(self, fleet_key: int, name: ChannelName) -> Channel: ...
+
+    async def channels(self, fleet_key: int, *, after: str = "", limit: int = 100) -> Sequence[Channel]:
+        """Without the devices' own channels (``~…``)."""
+        ...
+
+    async def update_channel(
+        self, fleet_key: int, name: ChannelName, changes: Mapping[str, Any], *, version: int | None
+    ) -> Channel:
+        """``changes``: retention_age_s, retention_count, starts_at_earliest. ConflictError (``stale_version``)."""
+        ...
+
+    async def delete_channel(self, fleet_key: int, name: ChannelName) -> Channel:
+        """Subscriptions and messages go with it. ConflictError (``channel_in_use``): a rollout names it."""
+        ...
+
+    # devices
+    async def create_device(
+        self, fleet_key: int, device_id: DeviceId, *, tags: Sequence[str] = (), now_ms: int
+    ) -> Device:
+        """Raises ConflictError (``device_exists``)."""
+        ...
+
+    async def device(self, fleet_key: int, device_id: DeviceId) -> Device: ...
+
+    async def devices(self, fleet_key: int, *, after: str = "", limit: int = 100) -> Sequence[Device]: ...
+
+    async def update_device(
+        self, fleet_key: int, device_id: DeviceId, changes: Mapping[str, Any], *, version: int | None
+    ) -> Device:
+        """``changes``: tags, is_enabled."""
+        ...
+
+    async def delete_device(self, fleet_key: int, device_id: DeviceId) -> Device: ...
+
+    # subscriptions
+    async def subscriptions(self, device_key: int) -> Sequence[Subscription]: ...
+
+    async def subscribers(
+        self, channel_id: int, *, after: int = 0, limit: int = 100
+    ) -> Sequence[tuple[DeviceId, Subscription]]: ...
+
+    async def subscribe(self, device_key: int, channel_id: int, *, now_ms: int) -> Subscription:
+        """By the operator; one the origin made stays the origin's too."""
+        ...
+
+    async def unsubscribe(self, device_key: int, channel_id: int) -> bool:
+        """Return whether it ended: the origin may still want it."""
+        ...
+
+    # the log
+    async def append(
+        self,
+        fleet_key: int,
+        channel: ChannelName,
+        drafts: Sequence[Draft],
+        *,
+        now_ms: int,
+        kid: bytes,
+        seal: Seal,
+        idempotency: Idempotency[Appended] | None = None,
+    ) -> Appended | Replay:
+        """Append in one transaction: head, rows, superseding by key, idempotency (PROTOCOL §1.1, §1.2).
+
+        Raises NotFoundError, ConflictError (``wrong_kind``, ``idempotency_key_reused``).
+        """
+        ...
+
+    async def log_range(self, channel_id: int, first: int, last: int) -> LogRange:
+        """Raises NotFoundError if the channel is gone. At most 300 messages."""
+        ...
+
+    async def message(self, fleet_key: int, message_id: bytes) -> tuple[Channel, StoredMessage]: ...
+
+    async def messages(self, channel_id: int, *, before: int | None, limit: int) -> Sequence[StoredMessage]:
+        """Newest first."""
+        ...
+
+    async def deliveries(
+        self, channel_id: int, epoch: int, offset: int, *, after: str = "", limit: int = 100
+    ) -> Sequence[Delivery]:
+        """The facts of one message for each device subscribed to its channel, by device id."""
+        ...
+
+    async def prune(self, *, now_ms: int, age_s: int, count: int, rows_max: int) -> Sequence[tuple[int, int]]:
+        """Raise floors first, then delete at most ``rows_max`` rows; return (channel id, new floor)."""
+        ...
+
+    # dead letters
+    async def dead_letters(
+        self, fleet_key: int, *, device_key: int | None = None, after: int = 0, limit: int = 100
+    ) -> Sequence[DeadLetter]: ...
+
+    async def dead_letter(self, fleet_key: int, id: int) -> DeadLetter: ...
+
+    async def mark_requeued(self, id: int, message_id: bytes) -> None: ...
+
+    # operators
+    async def create_operator_token(self, token: OperatorToken) -> None: ...
+
+    async def operator_token(self, sha256: bytes) -> OperatorToken | None: ...
