@@ -1,7 +1,7 @@
 """What hot paths write: acks, facts, attempts, reports, connections. One batching writer commits them.
 
-Each is a frozen value; ``HotWriter`` is the port, ``gateway.storage`` the implementation. Nothing here decides:
-a fact is written because something happened. Offsets are inclusive on both ends, times ms UTC.
+Each is a frozen value; ``HotWriter`` is the port, ``gateway.storage`` the implementation. Nothing here
+decides: a fact is written because something happened. Offsets are inclusive on both ends, times ms UTC.
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ class HotWriter(Protocol):
     * ``commit``'s future is done only after the COMMIT that holds the write; a failure of the database gives
       ``StorageUnavailableError``, and then the write may or may not be there.
     * Writes of one flush are one transaction; a write that cannot be applied fails alone.
-    * At most ``queue_rows_max`` writes wait. ``is_full`` says so; ``put`` beyond it still takes the write (the
-      caller stops reading from its peer and waits in ``drained``), ``commit`` beyond it raises
+    * At most ``queue_rows_max`` writes wait. ``is_full`` says so; ``put`` beyond it still takes the write
+      (the caller stops reading from its peer and waits in ``drained``), ``commit`` beyond it raises
       ``StorageUnavailableError`` at once.
     """
 

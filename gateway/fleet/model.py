@@ -1,7 +1,7 @@
 """What a fleet is made of, as the store returns it: fleets, channels, devices, subscriptions, messages.
 
-Rows, not behaviour: frozen, times in ms UTC, ids as 16 raw bytes. Integer keys are the database's own and never
-leave the gateway. Sentences about delivery are in ``gateway.session``; what hot paths write is in ``facts``.
+Rows, not behaviour: frozen, times in ms UTC, ids as 16 raw bytes. Integer keys are the database's own and
+never leave the gateway. Delivery is ``gateway.session``; what hot paths write is in ``facts``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ports to what is stored of a fleet. ``gateway.storage`` implements them; each method is one transaction.
+"""The ports to what is stored of a fleet; ``gateway.storage`` implements them. A method is one transaction.
 
 Every implementation promises, and ``tests/contract`` checks on SQLite and PostgreSQL:
 
@@ -109,7 +109,10 @@ class FleetStore(Protocol):
     async def update_channel(
         self, fleet_key: int, name: ChannelName, changes: Mapping[str, Any], *, version: int | None
     ) -> Channel:
-        """``changes``: retention_age_s, retention_count, starts_at_earliest. ConflictError (``stale_version``)."""
+        """``changes``: retention_age_s, retention_count, starts_at_earliest.
+
+        Raises ConflictError (``stale_version``).
+        """
         ...
 
     async def delete_channel(self, fleet_key: int, name: ChannelName) -> Channel:

@@ -21,6 +21,7 @@ from gateway.identity.operator import (
 from gateway.identity.service import Identity, Judge, UnconfiguredJudge
 from gateway.identity.validity import Validity, after_unknown, validity
 from gateway.identity.verdict import (
+    AttributeValue,
     ChannelGrant,
     ChannelKind,
     Verdict,
@@ -31,6 +32,7 @@ from gateway.identity.verdict import (
 )
 
 __all__ = [
+    "AttributeValue",
     "ChannelGrant",
     "ChannelKind",
     "Credential",
