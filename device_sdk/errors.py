@@ -114,6 +114,12 @@ class ImageDigestMismatchError(UpdateError):
     code = "image_digest_mismatch"
 
 
+class DownloadFailedError(UpdateError):
+    """The image could not be fetched, however often it was tried."""
+
+    code = "download_failed"
+
+
 class InstallFailedError(UpdateError):
     """The installer gave up; the running image is untouched."""
 

@@ -23,6 +23,7 @@ CODES = {
     "TooSlowError": "too_slow",
     "NoSpaceError": "no_space",
     "ImageDigestMismatchError": "image_digest_mismatch",
+    "DownloadFailedError": "download_failed",
     "InstallFailedError": "install_failed",
     "BootFailedError": "boot_failed",
 }
