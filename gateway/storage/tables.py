@@ -250,14 +250,17 @@ deployment = Table(
     Column("is_active", Boolean, nullable=False),
     Column("is_cancelling", Boolean, nullable=False, server_default=text("false")),
     Column("is_inferred", Boolean, nullable=False, server_default=text("false")),
+    Column("is_forgotten", Boolean, nullable=False, server_default=text("false")),  # by the device: send again
     Column("directive_sequence", BigInteger, nullable=False),
+    Column("directive_issued_at", BigInteger, nullable=False),
     Column("directive_expires_at", BigInteger, nullable=False),
+    Column("directive_install_by", BigInteger, nullable=False),
     Column("sends", Integer, nullable=False, server_default="0"),  # attempts to push it, durable
     Column("report_seq", BigInteger, nullable=False, server_default="-1"),  # the highest folded
     Column("progress", Integer),
     Column("code", String(64)),
     Column("detail", Text),
-    Column("boot_id", Id),  # the device's, when it reported rebooting
+    Column("boot_id", Id),  # the device's, when it was last sent or when it reported rebooting
     Column("notified_at", BigInteger, nullable=False),  # accepted: the row was committed
     Column("sent_at", BigInteger),
     Column("received_at", BigInteger),
