@@ -22,6 +22,7 @@ export PYTHONUNBUFFERED := 1
 .PHONY: all help demo test lint format bench lock clean test-packages bench-packages
 
 all: $(VENV)/.runtime ## Build .venv with fleetcast and fleetcast-sim (the default)
+	@echo "Ready: $(BIN)/fleetcast and $(BIN)/fleetcast-sim"
 
 help: ## Show this
 	@echo "make TARGET, one of:"

@@ -330,8 +330,12 @@ def _bytes_kind(minimum: int, maximum: int) -> Kind:
     )
 
 
+# No database and no UTF-8 carries a lone surrogate, which JSON can spell; PostgreSQL stores no U+0000.
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
 def _text(value: object, maximum: int) -> str:
-    if type(value) is not str or len(value) > maximum:
+    if type(value) is not str or len(value) > maximum or _UNSTORABLE.search(value):
         raise MalformedError(f"not text of at most {maximum} characters")
     return value
 
