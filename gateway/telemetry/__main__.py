@@ -1,0 +1,7 @@
+"""Print docs/reference/metrics.md."""
+
+import sys
+
+from gateway.telemetry.describe import reference
+
+sys.stdout.write(reference())
