@@ -26,7 +26,7 @@ from gateway.errors import ConfigError
 PREFIX: Final = "FLEETCAST_"
 
 # Variables of the command line client and of the test suite; they are not keys of the server.
-RESERVED: Final = re.compile(r"FLEETCAST_(URL|TOKEN_FILE|CONFIG|TEST_.*)\Z")
+RESERVED: Final = re.compile(r"FLEETCAST_(URL|TOKEN_FILE|FLEET|CONFIG|TEST_.*)\Z")
 
 # Kubernetes gives every pod variables named after the services of its namespace. A service called
 # "fleetcast" must not keep the gateway from starting.
