@@ -13,7 +13,6 @@ from random import Random
 
 from device_sdk.store.errors import PowerLossError
 
-
 _Contents = list[bytes | None]  # of one file; None: there is no file
 
 
