@@ -15,7 +15,7 @@ from device_sdk.update.ports import (
     Image,
     Installer,
     RebootRequiredError,
-    State,
+    StateStore,
 )
 
 __all__ = [
@@ -28,6 +28,6 @@ __all__ = [
     "Image",
     "Installer",
     "RebootRequiredError",
-    "State",
+    "StateStore",
     "UpdateLimits",
 ]

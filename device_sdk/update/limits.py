@@ -28,6 +28,7 @@ class UpdateLimits:
         checkpoint_bytes: What is written between two points that a power loss cannot undo.
         progress_step_percent, progress_interval_s: A progress report comes after both.
         nonce_life_s: An older nonce is not answered: bounds how late a statement's time may be.
+        clock_skew_s: A device's own clock that is further behind the time floor counts as none.
         statement_interval_s: A device with a clock asks for a statement this often.
         statement_wait_s: How long a device without a clock waits for a statement before it refuses an
             update as ``clock_unknown``.
@@ -53,15 +54,22 @@ class UpdateLimits:
     progress_step_percent: int = 5
     progress_interval_s: float = 5.0
     nonce_life_s: float = 120.0
+    clock_skew_s: float = 300.0
     statement_interval_s: float = 86_400.0
     statement_wait_s: float = 900.0
     health_timeout_s: float = 300.0
     reboots_max: int = 5
 
     def __post_init__(self) -> None:
-        assert self.jobs_max >= 1 and self.reports_max >= 8 and self.ended_max >= 1
-        assert self.attempts_max >= 1 and self.slow_attempts_max >= 1 and self.reboots_max >= 1
-        assert 0 < self.backoff_s <= self.backoff_max_s
-        assert 0 < self.busy_wait_s <= self.busy_wait_max_s
-        assert self.checkpoint_bytes >= 1 and self.rate_window_s > 0 and self.chunk_timeout_s > 0
-        assert 1 <= self.progress_step_percent <= 100
+        """Raise ValueError where the bounds contradict each other."""
+        for name in self.__dataclass_fields__:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is not positive")
+        if self.reports_max < 8:
+            raise ValueError("reports_max is below 8, what one update reports")
+        if self.backoff_s > self.backoff_max_s:
+            raise ValueError("backoff_s is over backoff_max_s")
+        if self.busy_wait_s > self.busy_wait_max_s:
+            raise ValueError("busy_wait_s is over busy_wait_max_s")
+        if self.progress_step_percent > 100:
+            raise ValueError("progress_step_percent is over 100")

@@ -15,7 +15,7 @@ from typing import Protocol
 from device_sdk.wire.messages import Installed
 
 
-class State(Protocol):
+class StateStore(Protocol):
     """Durable state: keys with CBOR values, on stable storage.
 
     Promised: ``commit`` is all or nothing and on stable storage before it returns; a power loss at any
@@ -159,11 +159,12 @@ class Installer(Protocol):
         """Prepare for writing ``image``; what the component runs is never touched.
 
         Returns:
-            How many bytes of this very image were written before and may be kept; else 0.
+            How many bytes of this very image are on stable storage already; writing goes on behind
+            them. They are hashed again, not believed.
         """
 
-    async def truncate(self, component: str, size: int) -> None:
-        """Keep only the first ``size`` bytes of what was written."""
+    async def restart(self, component: str) -> None:
+        """Drop every byte that was written of the image in hand; writing goes on at 0."""
 
     async def read(self, component: str, offset: int, size: int) -> bytes:
         """Return up to ``size`` of the bytes written from ``offset`` on; empty at their end."""
@@ -172,7 +173,7 @@ class Installer(Protocol):
         """Write ``data`` behind what was written; NoSpaceError if it cannot."""
 
     async def sync(self, component: str) -> None:
-        """Return once everything written is on stable storage."""
+        """Return once everything written is on stable storage, for ``begin`` to find after a crash."""
 
     async def seal(self, component: str, image: Image) -> None:
         """Check by reading back that ``image`` is written; from now on it can be activated."""
