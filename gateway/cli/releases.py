@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import time
 from pathlib import Path
@@ -297,10 +298,12 @@ def show(
 
 
 def _parse_sequence(text: str) -> int:
+    from device_sdk.wire.limits import INTEGER_MAX
+
     if text == "auto":
         return int(time.time())
-    if not text.isascii() or not text.isdigit():
-        raise UsageFailure(f"--sequence is a whole number or auto, not {text!r}")
+    if not re.fullmatch(r"[0-9]{1,16}", text) or int(text) > INTEGER_MAX:
+        raise UsageFailure(f"--sequence is auto, or a whole number up to {INTEGER_MAX}, not {text!r}")
     return int(text)
 
 

@@ -1,0 +1,21 @@
+"""The reference page is the program's own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from gateway.cli.reference import reference
+
+PAGE = Path(__file__).parents[4] / "docs" / "reference" / "cli.md"
+
+
+def test_page_is_current() -> None:
+    assert PAGE.read_text() == reference(), "python -m gateway.cli.reference > docs/reference/cli.md"
+
+
+def test_every_option_says_what_it_means() -> None:
+    rows = [line for line in reference().splitlines() if line.startswith("| `-")]
+    assert len(rows) > 100
+    meanings = [re.split(r"(?<!\\)\|", row)[2].strip() for row in rows]
+    assert [row for row, meaning in zip(rows, meanings, strict=True) if not meaning] == []
