@@ -60,6 +60,11 @@ class ArtifactStore:
         self._limits = limits or ArtifactLimits()
         self._tmp.mkdir(mode=0o750, parents=True, exist_ok=True)
 
+    @property
+    def limits(self) -> ArtifactLimits:
+        """The bounds on one image."""
+        return self._limits
+
     def sweep(self, *, modified_before_ms: int) -> int:
         """Remove what crashed uploads left, return how many files that were.
 

@@ -1,8 +1,8 @@
 """Rollouts: who should run which release, and what became of it for each device.
 
 ``rollout`` (states, buckets, boundaries), ``selector`` (which devices), ``desired`` (what one device lacks)
-and ``deployment`` (the fold of what happens to it) are pure. ``service`` is what operators use, ``updates`` what
-sessions use; ``store`` is the port to the database. Releases themselves are in ``gateway.release``.
+and ``deployment`` (the fold of what happens to it) are pure. ``service`` is what operators use, ``updates``
+what sessions use; ``store`` is the port to the database. Releases themselves are in ``gateway.release``.
 """
 
 from gateway.rollout.deployment import Deployment, Event, State
