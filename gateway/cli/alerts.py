@@ -38,7 +38,9 @@ def send(
     ] = None,
     content_type: Annotated[
         str | None,
-        typer.Option("--content-type", metavar="TYPE", help="What the bytes are; application/octet-stream."),
+        typer.Option(
+            "--content-type", metavar="TYPE", help="What it is, if not plain text, JSON or just bytes."
+        ),
     ] = None,
     ttl_s: Annotated[
         int | None,
@@ -65,11 +67,8 @@ def send(
     When this returns, the alert is committed: devices that are away get it when they come back.
     """
     body = _body(text, json_text, file)
-    if content_type is not None:
-        if "data" not in body:
-            raise UsageFailure("--content-type goes with --file; text and JSON have their own")
-        body["content_type"] = content_type
-    body |= {name: value for name, value in (("ttl_s", ttl_s), ("key", key)) if value is not None}
+    asked = {"content_type": content_type, "ttl_s": ttl_s, "key": key}
+    body |= {field: value for field, value in asked.items() if value is not None}
     alert = connect(url, token_file).post(
         fleet_path(fleet, "channels", channel, "alerts"),
         body,

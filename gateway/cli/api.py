@@ -11,7 +11,6 @@ import json
 import socket
 import ssl
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
@@ -28,12 +27,6 @@ UPLOAD_BLOCK_BYTES: Final = 256 * 1024
 REPEATS_S: Final = (0.5, 1.0, 2.0, 4.0)  # waits before a request that may be repeated is
 RETRY_AFTER_S_MAX: Final = 10.0
 _JSON: Final = "application/json"
-
-# What an operator can do about an answer, where the gateway's own sentence cannot know it.
-_ADVICE: Final[Mapping[int, str]] = {
-    401: "the gateway does not know this token; make another with `fleetcast token create` on its machine",
-    403: "use a token with the scope, and of the fleet, that this needs",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +118,9 @@ class Api:
         found: Json = self.send("PATCH", path, body=_encode(body)).json() or {}
         return found
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str) -> Answer:
         """DELETE what is at ``path``."""
-        self.send("DELETE", path)
+        return self.send("DELETE", path)
 
     def exists(self, path: str) -> bool:
         """Return whether HEAD ``path`` finds something."""
@@ -175,7 +168,7 @@ class Api:
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size_bytes)}
         return self._exchange("PUT", path, blocks(), headers)
 
-    def _repeat(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+    def _repeat(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
         for wait_s in REPEATS_S:
             try:
                 return self.send(method, path, body=body, headers=headers)
@@ -270,8 +263,6 @@ class Api:
                 retry_after_s=_retry_after_s(headers),
             )
         sentence = str(problem.get("detail") or problem.get("title") or http.client.responses.get(status, ""))
-        if status in _ADVICE:
-            sentence = f"{sentence.rstrip('.')}: {_ADVICE[status]}"
         return AnswerFailure(
             sentence,
             code=str(problem.get("code") or f"http_{status}"),
@@ -281,13 +272,8 @@ class Api:
         )
 
 
-def new_idempotency_key() -> str:
-    """Return a key for one invocation: its repeats are the same request, another invocation is another."""
-    return str(uuid.uuid4())
-
-
-def _encode(body: object) -> bytes:
-    return json.dumps({} if body is None else body, ensure_ascii=False).encode()
+def _encode(body: object) -> bytes | None:
+    return None if body is None else json.dumps(body, ensure_ascii=False).encode()
 
 
 def _problem(headers: Mapping[str, str], body: bytes) -> Json | None:

@@ -16,9 +16,6 @@ app = typer.Typer(no_args_is_help=True, help="Alerts that were given up for one 
 @app.command("list")
 def list_(
     fleet: FleetOption,
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="DEVICE", help="Of one device only.")
-    ] = None,
     url: Url = DEFAULT_URL,
     token_file: TokenFile = None,
     limit: Limit = 100,
@@ -26,7 +23,7 @@ def list_(
 ) -> None:
     """List dead letters, each with its reason: nacked, expired, or attempts spent."""
     path = fleet_path(fleet, "dead-letters")
-    items = list(connect(url, token_file).items(path, limit=limit, device_id=device))
+    items = list(connect(url, token_file).items(path, limit=limit))
     if as_json:
         print_json(items)
         return
@@ -60,4 +57,4 @@ def requeue(
 ) -> None:
     """Send the alert again, to that device alone: on its own channel, under a new id."""
     answer = connect(url, token_file).post(fleet_path(fleet, "dead-letters", dead_letter, "requeue"))
-    print_json(answer) if as_json else print(f"requeued {dead_letter} as {answer['id']}")
+    print_json(answer) if as_json else print(f"requeued {dead_letter} as {answer['requeued_as']}")

@@ -61,7 +61,7 @@ def show(
     api = connect(url, token_file)
     path = fleet_path(fleet, "devices", device_id)
     device = api.get(path)
-    subscriptions = list(api.items(f"{path}/subscriptions", limit=1000))
+    subscriptions = api.get(f"{path}/subscriptions")["items"]
     deployments = list(api.items(f"{path}/deployments", limit=20))
     if as_json:
         print_json(device | {"subscriptions": subscriptions, "deployments": deployments})
@@ -159,8 +159,11 @@ def unsubscribe(
     token_file: TokenFile = None,
 ) -> None:
     """Take a subscription back. One that the origin grants stays until the origin no longer names it."""
-    connect(url, token_file).delete(fleet_path(fleet, "devices", device_id, "subscriptions", channel))
-    print(f"unsubscribed {device_id} from {channel}")
+    path = fleet_path(fleet, "devices", device_id, "subscriptions", channel)
+    if connect(url, token_file).delete(path).status == 204:
+        print(f"unsubscribed {device_id} from {channel}")
+    else:
+        print(f"{device_id} stays subscribed to {channel}: the origin grants it")
 
 
 def _enable(url: str, token_file: Path | None, fleet: str, device_id: str, *, is_enabled: bool) -> None:

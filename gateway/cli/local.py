@@ -19,6 +19,7 @@ from gateway.cli.output import note, print_facts, print_json
 if TYPE_CHECKING:
     from gateway.config import Config
     from gateway.identity import OperatorToken
+    from gateway.storage.schema import SchemaState
 
 DAY_MS: Final = 24 * 3600 * 1000
 TOKEN_NAME_LEN_MAX: Final = 128
@@ -74,11 +75,11 @@ def upgrade(config: ConfigFile = None) -> None:
 
     Safe to repeat, and while the version before is still serving.
     """
-    from gateway.storage.schema import migrate, schema_state
+    from gateway.storage.schema import migrate
 
-    url = load_configuration(config).database_url
-    migrate(url)
-    print(f"the schema is at {schema_state(url).current}")
+    found = migrate(load_configuration(config).database_url)
+    _check_schema(found)
+    print(f"the schema is at {found.current}")
 
 
 @database.command("state")
@@ -127,7 +128,7 @@ def create_token(
     The token is shown once; the database holds only its hash. An embedded database that is not there yet is
     made.
     """
-    from gateway.storage.schema import migrate
+    from gateway.storage.schema import migrate, schema_state
 
     if create_fleet and fleet is None:
         raise UsageFailure("--create-fleet needs --fleet")
@@ -136,8 +137,9 @@ def create_token(
     if output is not None and output.exists():
         raise Failure(f"{output} is there already; it is not overwritten", code="file_exists")
     configuration = load_configuration(config)
-    if configuration.database_url.startswith("sqlite"):
-        migrate(configuration.database_url)
+    database_url = configuration.database_url
+    is_embedded = database_url.startswith("sqlite")
+    _check_schema(migrate(database_url) if is_embedded else schema_state(database_url))
     now_ms = int(time.time() * 1000)
     secret, token = _new_token(name, scope, fleet, now_ms, expires_days)
     asyncio.run(_store_token(configuration, token, create_fleet=create_fleet, now_ms=now_ms))
@@ -147,6 +149,20 @@ def create_token(
     else:
         write_secret(output, secret + "\n")
         note(f"token {name!r} is in {output}")
+
+
+def _check_schema(state: SchemaState) -> None:
+    """Raise Failure unless the schema is the one that this program needs."""
+    if not state.is_known:
+        raise Failure(
+            f"the database is of a newer version (revision {state.current}); upgrade this program",
+            code="schema_newer",
+        )
+    if not state.is_current:
+        raise Failure(
+            f"the schema is at {state.current}, not {state.head}; run fleetcast db upgrade",
+            code="schema_behind",
+        )
 
 
 def _new_token(
