@@ -1,8 +1,9 @@
 """What an HTTP client is told when a request fails: problem details (RFC 9457), whatever failed.
 
-``rejections`` says which status and which code; here is the document around them, and the one middleware that
-turns every error into it, those of aiohttp's router included. Operators (``/api/``) are told what was wrong and
-what to do; a device is told the code alone. A fault of ours is a 500 with an id under which the log has it.
+``rejections`` says which status and which code; here is the document around them, and the one middleware
+that turns every error into it, those of aiohttp's router included. Operators (``/api/``) are told what was
+wrong and what to do; a device is told the code alone. A fault of ours is a 500 with an id under which the log
+has it.
 """
 
 from __future__ import annotations
@@ -145,7 +146,8 @@ def problem_of_http(error: web.HTTPException, *, is_operator: bool) -> Problem:
 def problem_middleware(*, metrics: Metrics, clock: Clock) -> Middleware:
     """Return the middleware that answers every error as a problem and counts every answer.
 
-    It must be the outermost one. An answer that has begun cannot be taken back: its handler cuts the connection.
+    It must be the outermost one. An answer that has begun cannot be taken back: its handler cuts the
+    connection.
     """
 
     @web.middleware
