@@ -1,0 +1,187 @@
+"""Databases for tests: a private PostgreSQL for the session, a fresh database for each test.
+
+``database`` runs a test on SQLite and on PostgreSQL. ``make test`` starts the server and names it in
+FLEETCAST_TEST_POSTGRES_URL; without that the first test that needs one starts it (xdist's workers share it) and
+the last one to finish stops it. Where PostgreSQL cannot be had, tests that need it fail and say what to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import asyncpg
+import pytest
+from sqlalchemy.engine import make_url
+
+from gateway.clock import FakeClock
+from gateway.storage.engine import Database, DatabaseLimits, open_database, parse_url
+from gateway.storage.tables import metadata
+from gateway.telemetry import Metrics
+
+T = TypeVar("T")
+POSTGRES = Path(__file__).resolve().parent.parent / "ops/dev/postgres"
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """URL of a server whose databases are the tests' own."""
+    given = os.environ.get("FLEETCAST_TEST_POSTGRES_URL")
+    if given:
+        yield given
+        return
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or secrets.token_hex(8)
+    state = Path(tempfile.gettempdir()) / f"fleetcast-test-{run}.json"
+    with _locked(state) as shared:
+        if not shared:
+            shared |= _start_server()
+        shared["users"] = shared.get("users", 0) + 1
+    yield shared["url"]
+    with _locked(state) as shared:
+        shared["users"] -= 1
+        if not shared["users"]:
+            _postgres("remove", shared["folder"] + "/pg")
+            os.rmdir(shared["folder"])
+            state.unlink()
+
+
+@pytest.fixture(scope="session")
+def postgresql_template(postgres_server: str) -> Iterator[str]:
+    """Name of a database with all tables, to be copied."""
+    name = f"template_{secrets.token_hex(6)}"
+    _elsewhere(_execute(postgres_server, f"CREATE DATABASE {name}"))
+    _elsewhere(_create_tables(_named(postgres_server, name)))
+    yield name
+    _elsewhere(_execute(postgres_server, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+def postgresql_url(postgres_server: str, postgresql_template: str) -> Iterator[str]:
+    """URL of a fresh PostgreSQL database with all tables."""
+    name = f"test_{secrets.token_hex(6)}"
+    _elsewhere(_execute(postgres_server, f"CREATE DATABASE {name} TEMPLATE {postgresql_template}"))
+    yield _named(postgres_server, name)
+    _elsewhere(_execute(postgres_server, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+def empty_postgresql_url(postgres_server: str) -> Iterator[str]:
+    """URL of a fresh PostgreSQL database without tables."""
+    name = f"test_{secrets.token_hex(6)}"
+    _elsewhere(_execute(postgres_server, f"CREATE DATABASE {name}"))
+    yield _named(postgres_server, name)
+    _elsewhere(_execute(postgres_server, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "template.db"
+    _elsewhere(_create_tables(f"sqlite:///{path}"))
+    return path
+
+
+@pytest.fixture
+def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
+    """URL of a fresh SQLite file with all tables."""
+    shutil.copy(sqlite_template, tmp_path / "fleetcast.db")
+    return f"sqlite:///{tmp_path}/fleetcast.db"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """URL of a fresh database with all tables, of both kinds in turn."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture
+async def database(database_url: str, metrics: Metrics) -> AsyncIterator[Database]:
+    async with open_database(database_url, limits=DatabaseLimits(), metrics=metrics) as database:
+        yield database
+
+
+async def _create_tables(url: str) -> None:
+    async with open_database(url, limits=DatabaseLimits(), metrics=Metrics()) as database:
+        await database.write(metadata.create_all)
+
+
+async def _execute(url: str, statement: str) -> None:
+    plain = parse_url(url).set(drivername="postgresql", database="postgres")
+    connection = await asyncpg.connect(plain.render_as_string(hide_password=False))
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+def _named(url: str, database: str) -> str:
+    return make_url(url).set(database=database).render_as_string(hide_password=False)
+
+
+def _elsewhere(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run ``coroutine`` in a thread with a loop of its own: the test's loop is not ours to use."""
+    run: Callable[[Coroutine[Any, Any, T]], T] = asyncio.run
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(run, coroutine).result()
+
+
+def _start_server() -> dict[str, Any]:
+    folder = tempfile.mkdtemp(prefix="fleetcast-pg-")
+    os.chmod(folder, 0o755)  # the server runs as another user and must get through
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = _postgres("start", folder + "/pg", str(port))
+    return {"folder": folder, "url": url}
+
+
+def _postgres(*arguments: str) -> str:
+    done = subprocess.run(
+        [str(POSTGRES), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"FSYNC": "off"},
+        check=False,
+    )
+    if done.returncode:
+        pytest.fail(f"PostgreSQL is needed by this test and could not be started: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[dict[str, Any]]:
+    """What the session's processes share, held by one of them at a time; written back at the end."""
+    lock = path.with_suffix(".lock")
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        shared: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        try:
+            yield shared
+        finally:
+            if shared.get("users"):
+                path.write_text(json.dumps(shared))
+            else:
+                lock.unlink()
