@@ -144,11 +144,11 @@ class Device(Section):
         le=64 * MIB,
         description="Bytes queued for one connection; above it the device falls behind.",
     )
-    window_default: int = Field(
-        default=32,
+    window_max: int = Field(
+        default=1024,
         ge=1,
         le=1024,
-        description="Unacknowledged alerts of a device that asks for no window of its own.",
+        description="Unacknowledged alerts that a device gets at most; it asks for its own window, often 32.",
     )
     window_size_bytes_max: int = Field(
         default=256 * KIB, ge=128 * KIB, le=16 * MIB, description="Unacknowledged bytes of a device."
@@ -192,6 +192,12 @@ class Device(Section):
         ge=1,
         le=3600,
         description="Longest wait; it doubles up to here.",
+    )
+    wheel_s: float = Field(
+        default=2.0,
+        ge=0.05,
+        le=5,
+        description="How often each session's deadlines are looked at: the accuracy of all of them.",
     )
     attempts_max: int = Field(
         default=20, ge=1, le=1000, description="Attempts after which an item becomes a dead letter."

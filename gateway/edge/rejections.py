@@ -1,7 +1,7 @@
 """From an error to what a peer is told: one table, one function.
 
-A device gets a close code or a status and the error's stable code, never our text; an operator gets the text too
-(``problem``). What is not in the table is our bug, and a test walks the classes to find it.
+A device gets a close code or a status and the error's stable code, never our text; an operator gets the
+text too (``problem``). What is not in the table is our bug, and a test walks the classes to find it.
 """
 
 from __future__ import annotations

@@ -40,9 +40,12 @@ class Judge(Protocol):
       other statuses, malformed answers, an open circuit.
     * ``judge`` ends within a bounded time and may be cancelled at any point.
     * Two credentials with one ``key`` are one question.
+    * ``kept`` is the least of a credential that still asks the same question: a session keeps it to ask again.
     """
 
     def key(self, credential: Credential) -> bytes: ...
+
+    def kept(self, credential: Credential) -> Credential: ...
 
     async def judge(self, credential: Credential) -> Verdict: ...
 
@@ -52,6 +55,9 @@ class UnconfiguredJudge:
 
     def key(self, credential: Credential) -> bytes:
         return credential.sha256
+
+    def kept(self, credential: Credential) -> Credential:
+        return Credential(token=credential.token)
 
     async def judge(self, credential: Credential) -> Verdict:
         """Raise ``OriginUnavailableError`` with the code ``origin_unconfigured``, always."""
@@ -143,6 +149,10 @@ class Identity:
             self._refuse(key, _Refusal(WrongIdentityError, "the claim differs", WrongIdentityError.code))
         self._guard.accepted(key, self._clock.monotonic())
         return outcome
+
+    def kept(self, credential: Credential) -> Credential:
+        """Return what a session keeps of ``credential`` to be judged again."""
+        return self._judge.kept(credential)
 
     def forget(self, credential: Credential) -> None:
         """Drop what is known of ``credential``: it was taken back, or its device changed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from sys import intern
 from typing import Final
 
 from multidict import CIMultiDict
@@ -76,6 +77,12 @@ class ForwardAuthJudge:
     def key(self, credential: Credential) -> bytes:
         return credential.key(self._key_headers)
 
+    def kept(self, credential: Credential) -> Credential:
+        headers = tuple(
+            (intern(str(name)), value) for name, value in device_headers(credential, self._allowed)
+        )
+        return replace(credential, headers=headers)
+
     async def judge(self, credential: Credential) -> Verdict:
         headers = [*repeated_headers(credential, self._allowed), ("Accept", "application/json")]
         answer = await self._http.ask("GET", self._url, headers=headers)
@@ -97,6 +104,17 @@ def repeated_headers(credential: Credential, allowed: frozenset[str] | None) -> 
     Args:
         allowed: Lower-case names; None: all but those about the connection, the body and preconditions.
     """
+    yield from device_headers(credential, allowed)
+    if credential.remote is not None:
+        yield "X-Forwarded-For", credential.remote
+    yield "X-Forwarded-Proto", credential.scheme
+    yield "X-Forwarded-Host", credential.host
+    yield "X-Forwarded-Method", credential.method
+    yield "X-Forwarded-Uri", credential.target
+
+
+def device_headers(credential: Credential, allowed: frozenset[str] | None) -> Iterator[tuple[str, str]]:
+    """Yield those of the device's own headers that are repeated; as ``repeated_headers``."""
     named = {
         name.strip().lower()
         for header, value in credential.headers
@@ -110,12 +128,6 @@ def repeated_headers(credential: Credential, allowed: frozenset[str] | None) -> 
         # What came in as bytes that are no UTF-8 cannot be repeated faithfully.
         if (allowed is None or lower in allowed) and _is_repeatable(value):
             yield name, value
-    if credential.remote is not None:
-        yield "X-Forwarded-For", credential.remote
-    yield "X-Forwarded-Proto", credential.scheme
-    yield "X-Forwarded-Host", credential.host
-    yield "X-Forwarded-Method", credential.method
-    yield "X-Forwarded-Uri", credential.target
 
 
 def _verdict(answer: Answer) -> Verdict:

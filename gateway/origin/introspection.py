@@ -49,6 +49,9 @@ class IntrospectionJudge:
     def key(self, credential: Credential) -> bytes:
         return credential.sha256
 
+    def kept(self, credential: Credential) -> Credential:
+        return Credential(token=credential.token)
+
     async def judge(self, credential: Credential) -> Verdict:
         form = {"token": credential.token, **self._form}
         answer = await self._http.ask("POST", self._url, headers=self._headers, form=form)

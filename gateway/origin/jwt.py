@@ -49,6 +49,9 @@ class JWTJudge:
     def key(self, credential: Credential) -> bytes:
         return credential.sha256
 
+    def kept(self, credential: Credential) -> Credential:
+        return Credential(token=credential.token)
+
     async def judge(self, credential: Credential) -> Verdict:
         kid, alg = self._header(credential.token)
         payload = await self._payload(credential.token, kid, alg)

@@ -1,0 +1,211 @@
+"""The paths of the device plane, and their bodies in the two encodings.
+
+Bodies are batches of messages (``application/cbor`` or ``application/json``). A POST is answered once what it
+brought is committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from aiohttp import web
+
+from device_sdk.wire.errors import MalformedError
+from device_sdk.wire.limits import BATCH_SIZE_MAX, HELLO_SIZE_MAX
+from device_sdk.wire.messages import (
+    Ack,
+    Hello,
+    Message,
+    Nack,
+    Report,
+    decode_batch_cbor,
+    decode_batch_json,
+    encode_cbor,
+    encode_json,
+)
+from gateway.edge.device.admission import Admission
+from gateway.edge.device.poll import PollSession, check_cursor
+from gateway.edge.device.socket import connect
+from gateway.errors import ConflictError, ProtocolViolationError
+from gateway.identity import Verdict
+from gateway.session.session import State
+from gateway.websocket import WebSocketLimits
+
+CBOR: Final = "application/cbor"
+JSON: Final = "application/json"
+_POSTED_LEN_MAX: Final = 100  # acks, nacks or reports in one body
+_NO_STORE: Final = {"Cache-Control": "no-store"}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def device_routes(
+    admission: Admission, *, websocket_limits: WebSocketLimits, longpoll_wait_max_s: int
+) -> list[web.RouteDef]:
+    """Return the routes of the device plane."""
+    plane = _Plane(admission, longpoll_wait_max_s)
+
+    async def connected(request: web.Request) -> web.StreamResponse:
+        return await connect(request, admission, websocket_limits)
+
+    return [
+        web.get("/v1/device/connect", connected),
+        web.post("/v1/device/hello", plane.hello),
+        web.get("/v1/device/messages", plane.messages),
+        web.post("/v1/device/acks", plane.acks),
+        web.post("/v1/device/reports", plane.reports),
+    ]
+
+
+class _Plane:
+    def __init__(self, admission: Admission, longpoll_wait_max_s: int) -> None:
+        self._admission = admission
+        self._wait_max_s = longpoll_wait_max_s
+
+    async def hello(self, request: web.Request) -> web.StreamResponse:
+        """Open a polled session; the answer begins with ``welcome``."""
+        self._admission.check_room()
+        _, verdict = await self._admission.judge(request)
+        match await _read(request, HELLO_SIZE_MAX):
+            case [Hello() as hello]:
+                pass
+            case _:
+                raise ProtocolViolationError("one hello", code="hello_expected")
+        session = PollSession(
+            self._admission,
+            verdict,
+            is_json=_is_json_wanted(request),
+            now=self._admission.node.clock.monotonic(),
+        )
+        self._admission.entered(session, "longpoll")
+        try:
+            await self._admission.connect(session, hello)
+        except BaseException:
+            session.ended()
+            raise
+        self._admission.polled[verdict.fleet, verdict.device_id] = session
+        return _batch(session.taken_at_hello(), is_json=session.is_json)
+
+    async def messages(self, request: web.Request) -> web.StreamResponse:
+        """Answer what comes after the cursor, or 204 when nothing came in time."""
+        wait_s = _wait(request, self._wait_max_s)
+        _, verdict = await self._admission.judge(request)
+        session = self._session(verdict)
+        cursor = check_cursor(request.headers.get("If-None-Match"))
+        answer = await session.poll(cursor, wait_s=wait_s)
+        if answer is None:
+            if session.state is not State.OPEN:
+                raise _hello_required()
+            return web.Response(status=204, headers=_NO_STORE)
+        messages, etag = answer
+        return _batch(messages, is_json=session.is_json, headers={"ETag": f'"{etag}"'})
+
+    async def acks(self, request: web.Request) -> web.StreamResponse:
+        """Commit acknowledgements; what cannot be accepted is answered as a batch of ``error``."""
+        _, verdict = await self._admission.judge(request)
+        session = self._session(verdict)
+        messages = await _read_posted(request, (Ack, Nack))
+        errors = await session.acknowledge(messages, self._admission.node.clock.monotonic())
+        if errors:
+            return _batch(_encoded(errors, session.is_json), is_json=session.is_json)
+        return web.Response(status=204, headers=_NO_STORE)
+
+    async def reports(self, request: web.Request) -> web.StreamResponse:
+        """Commit reports; each is answered ``recorded``."""
+        _, verdict = await self._admission.judge(request)
+        session = self._session(verdict)
+        is_json = _is_json_wanted(request)
+        answers: list[Message] = []
+        for report in await _read_posted(request, (Report,)):
+            assert isinstance(report, Report), "checked when it was read"
+            answers += await session.recorded(report)
+        return _batch(_encoded(answers, is_json), is_json=is_json)
+
+    def _session(self, verdict: Verdict) -> PollSession:
+        """Return the device's polled session.
+
+        Raises:
+            ConflictError: It has none, or the origin says something else of it now: ``hello_required``.
+        """
+        session = self._admission.polled.get((verdict.fleet, verdict.device_id))
+        if session is None or session.state is not State.OPEN:
+            raise _hello_required()
+        assert isinstance(session, PollSession), "only those are kept there"
+        known = session.verdict
+        if (known.channels, known.attributes) != (verdict.channels, verdict.attributes):
+            session.ended()
+            raise _hello_required()
+        return session
+
+
+def _hello_required() -> ConflictError:
+    return ConflictError("say hello first", code="hello_required")
+
+
+def _wait(request: web.Request, most_s: int) -> float:
+    text = request.query.get("wait", "0")
+    if not (text.isascii() and text.isdigit() and len(text) <= 3):
+        raise MalformedError("wait is a number of seconds")
+    return float(min(int(text), most_s))
+
+
+def _is_json(content_type: str) -> bool:
+    if content_type in (JSON, CBOR):
+        return content_type == JSON
+    raise ProtocolViolationError(f"{CBOR} or {JSON}", code="unsupported_media_type")
+
+
+def _is_json_wanted(request: web.Request) -> bool:
+    """Return whether the answer is JSON: by ``Accept``, else like the body, else CBOR."""
+    for part in request.headers.get("Accept", "").split(","):
+        kind = part.partition(";")[0].strip().lower()
+        if kind in (JSON, CBOR):
+            return kind == JSON
+    return request.content_type == JSON
+
+
+async def _read(request: web.Request, size_max: int) -> list[Message]:
+    is_json = _is_json(request.content_type)
+    body = bytearray()
+    async for piece in request.content.iter_any():
+        body += piece
+        if len(body) > size_max:
+            raise web.HTTPRequestEntityTooLarge(max_size=size_max, actual_size=len(body))
+    decode = decode_batch_json if is_json else decode_batch_cbor
+    return decode(bytes(body), size_max=size_max)
+
+
+async def _read_posted(request: web.Request, kinds: tuple[type[Message], ...]) -> list[Message]:
+    messages = await _read(request, BATCH_SIZE_MAX)
+    if len(messages) > _POSTED_LEN_MAX:
+        raise ProtocolViolationError(f"at most {_POSTED_LEN_MAX} messages", code="too_large")
+    if not all(isinstance(message, kinds) for message in messages):
+        raise ProtocolViolationError("not a message for this path", code="unexpected_message")
+    return messages
+
+
+def _encoded(messages: Sequence[Message], is_json: bool) -> list[bytes]:
+    if is_json:
+        return [encode_json(message).encode() for message in messages]
+    return [encode_cbor(message) for message in messages]
+
+
+def _batch(
+    messages: Sequence[bytes], *, is_json: bool, headers: dict[str, str] | None = None
+) -> web.Response:
+    if is_json:
+        body = b"[" + b",".join(messages) + b"]"
+    else:
+        count = len(messages)
+        head = (
+            bytes([0x80 | count])
+            if count < 24
+            else bytes([0x98, count])
+            if count < 256
+            else b"\x99" + count.to_bytes(2, "big")
+        )
+        body = head + b"".join(messages)
+    return web.Response(
+        body=body, content_type=JSON if is_json else CBOR, headers={**_NO_STORE, **(headers or {})}
+    )

@@ -1,0 +1,207 @@
+"""Channels of this node and what is delivered to them, in order, whatever order it comes in (PROTOCOL §1.4).
+
+The hub knows no database: what is missing between two notifications it asks of a ``Reader``. A notification
+is a hint. One that is lost costs latency: the next one, or a session that reads the log, finds the gap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from device_sdk.wire.names import ChannelName, FleetName
+from gateway.clock import Clock
+from gateway.errors import GatewayError
+from gateway.hub.channel import Channel, Deliverable
+from gateway.hub.keys import HubKey
+from gateway.telemetry import logger
+
+_log = logger("hub")
+
+_HELD_LEN_MAX: Final = 1024  # notifications ahead of their turn; more are dropped, the log has them
+_RECENT_LEN_MAX: Final = 4096  # channels of which a head is remembered although nobody here has them
+
+
+@dataclass(frozen=True, slots=True)
+class HubLimits:
+    """Bounds on healing a gap.
+
+    Attributes:
+        overtaken_wait_s: How long a missing notification may have been overtaken before the log is read.
+        retry_s: Pause after a read that failed.
+    """
+
+    overtaken_wait_s: float = 0.05
+    retry_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.overtaken_wait_s <= self.retry_s, "the first look comes first"
+
+
+class Reader(Protocol):
+    """Where missing ranges come from."""
+
+    async def missing(self, channel: Channel, first: int, last: int) -> Sequence[Deliverable]:
+        """Return what there is of the offsets ``first`` to ``last``, in order; pruned ones are absent."""
+        ...
+
+
+class Hub:
+    """Deliver to the channels that sessions on this node have."""
+
+    def __init__(self, reader: Reader, *, clock: Clock, limits: HubLimits | None = None) -> None:
+        self._reader = reader
+        self._clock = clock
+        self._limits = limits or HubLimits()
+        self._channels: dict[HubKey, Channel] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        # A session reads a channel's head in the database and opens the channel a moment later: what was
+        # published in between came when nobody had it.
+        self._recent: OrderedDict[HubKey, tuple[int, int]] = OrderedDict()
+
+    def channel(self, key: HubKey) -> Channel | None:
+        """Return the channel, if somebody on this node has it."""
+        return self._channels.get(key)
+
+    def open(
+        self, key: HubKey, *, id: int, fleet: FleetName, name: ChannelName, epoch: int, head: int
+    ) -> Channel:
+        """Return the channel for a session that found it in the database with ``epoch`` and ``head``.
+
+        A head above what the hub knows means a notification that is under way or was lost: the hub heals it
+        as any gap. Another epoch than the hub knows means that the channel was made anew.
+        """
+        channel = self._channels.get(key)
+        if channel is None:
+            channel = self._channels[key] = Channel(
+                key, id=id, fleet=fleet, name=name, epoch=epoch, head=head
+            )
+            recent_epoch, recent_head = self._recent.pop(key, (epoch, 0))
+            if recent_epoch == epoch and recent_head > head:
+                self._heal(channel, recent_head)
+        elif (channel.id, channel.epoch) != (id, epoch):
+            self._discontinue(channel)
+            channel.id = id
+            channel.restart(epoch, head)
+        elif head >= channel.next:
+            self._heal(channel, head)
+        return channel
+
+    def close(self, channel: Channel) -> None:
+        """Forget ``channel`` if nobody has it any more."""
+        if channel.is_idle and not channel.is_healing and self._channels.get(channel.key) is channel:
+            del self._channels[channel.key]
+
+    def drop(self, key: HubKey) -> None:
+        """The channel was deleted: its sessions must come back."""
+        channel = self._channels.pop(key, None)
+        if channel is not None:
+            self._discontinue(channel)
+
+    def deliver(self, key: HubKey, epoch: int, items: Sequence[Deliverable]) -> None:
+        """Deliver what was committed. Repeated offsets are ignored, early ones held or read again."""
+        channel = self._channels.get(key)
+        if channel is None:
+            if items:
+                self._recent[key] = (epoch, items[-1].offset)
+                self._recent.move_to_end(key)
+                if len(self._recent) > _RECENT_LEN_MAX:
+                    self._recent.popitem(last=False)
+            return
+        if channel.epoch != epoch:
+            self._discontinue(channel)
+            return
+        now = self._clock.monotonic()
+        for item in items:
+            if item.offset == channel.next:
+                channel.fan_out(item, now)
+            elif item.offset > channel.next:
+                self._hold(channel, item)
+        if channel.held:
+            self._release(channel, now)
+        if channel.behind:
+            channel.raise_behind()
+
+    async def stop(self) -> None:
+        """End the healing that is under way."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _hold(self, channel: Channel, item: Deliverable) -> None:
+        if channel.held is None:
+            channel.held = {}
+        if len(channel.held) < _HELD_LEN_MAX:
+            channel.held[item.offset] = item
+        self._heal(channel, item.offset)
+
+    def _release(self, channel: Channel, now: float) -> None:
+        """Deliver what was held and is next now; forget what was delivered by another way."""
+        held = channel.held
+        while held and (item := held.pop(channel.next, None)) is not None:
+            channel.fan_out(item, now)
+        if held is not None and (not held or min(held) < channel.next):
+            channel.held = {offset: item for offset, item in held.items() if offset > channel.next} or None
+
+    def _heal(self, channel: Channel, head: int) -> None:
+        if channel.is_healing:
+            return
+        channel.is_healing = True
+        task = asyncio.create_task(self._healed(channel, head), name=f"hub.heal[{channel.name}]")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _healed(self, channel: Channel, head: int) -> None:
+        """Read what is missing up to ``head``, or what is held by then; deliver in order."""
+        wait_s = self._limits.overtaken_wait_s
+        try:
+            while True:
+                await asyncio.sleep(wait_s)
+                last = max(head, max(channel.held, default=0) if channel.held else 0)
+                if channel.next > last or self._channels.get(channel.key) is not channel:
+                    return
+                epoch = channel.epoch
+                try:
+                    found = await self._reader.missing(channel, channel.next, last)
+                except GatewayError as error:
+                    _log.warning("gap not healed yet", channel=channel.name, code=error.code)
+                    wait_s = self._limits.retry_s
+                    continue
+                if epoch == channel.epoch:
+                    self._deliver_range(channel, found, last)
+                wait_s = self._limits.overtaken_wait_s
+        finally:
+            channel.is_healing = False
+            channel.raise_behind()
+            self.close(channel)
+
+    def _deliver_range(self, channel: Channel, found: Sequence[Deliverable], last: int) -> None:
+        now = self._clock.monotonic()
+        for item in found:
+            if item.offset < channel.next:
+                continue
+            if item.offset > channel.next:
+                self._skip(channel, item.offset)
+            channel.fan_out(item, now)
+        if channel.next <= last:
+            self._skip(channel, last + 1)
+        self._release(channel, now)
+        channel.raise_behind()
+
+    def _skip(self, channel: Channel, next_offset: int) -> None:
+        """Pass over pruned offsets: the live lanes fall behind and learn of them from a page of the log."""
+        for lane in tuple(channel.live):
+            channel.leave(lane)
+            channel.join_behind(lane)
+            lane.fall_behind(channel.next - 1)
+        channel.skip_to(next_offset)
+
+    def _discontinue(self, channel: Channel) -> None:
+        for lane in (*channel.live, *channel.behind):
+            channel.leave(lane)
+            lane.discontinued()
+        channel.held = None

@@ -1,0 +1,70 @@
+"""What a session needs of the node it is on: a bundle of ports, made once by the composition root.
+
+The update side is a port of its own: which deployment a device has is decided by ``gateway.rollout``, and a
+session only carries it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gateway.clock import Clock
+from gateway.fleet.facts import HotWriter
+from gateway.fleet.log import AlertLog
+from gateway.hub import Hub
+from gateway.session.limits import SessionLimits
+from gateway.telemetry import Metrics
+
+
+class UpdateOffer(Protocol):
+    """A deployment to push, signed. ``rollout.Offer`` is one."""
+
+    @property
+    def device_key(self) -> int: ...
+
+    @property
+    def deployment_id(self) -> bytes: ...
+
+    @property
+    def directive(self) -> bytes: ...
+
+    @property
+    def manifest(self) -> bytes: ...
+
+    @property
+    def attempt(self) -> int: ...
+
+    @property
+    def superseded(self) -> Sequence[bytes]: ...
+
+
+class UpdateSource(Protocol):
+    """Where deployments come from; ``rollout.Updates`` is one."""
+
+    async def offer(self, device_keys: Sequence[int]) -> Sequence[UpdateOffer]: ...
+
+    async def redeliver(self, device_key: int, deployment_id: bytes) -> UpdateOffer | None: ...
+
+
+class Spawn(Protocol):
+    """Start a task that the node keeps and whose failure is logged, never lost."""
+
+    def __call__(self, work: Coroutine[Any, Any, None], *, name: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What all sessions of a node share."""
+
+    clock: Clock
+    random: random.Random
+    hub: Hub
+    log: AlertLog
+    writer: HotWriter
+    updates: UpdateSource
+    limits: SessionLimits
+    metrics: Metrics
+    spawn: Spawn

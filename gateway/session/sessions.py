@@ -1,0 +1,227 @@
+"""The sessions of this node: one a device, the timer that visits them, and what changes while they are there.
+
+One wheel serves every session: it is cut in slots, a session stands in the slot that a hash of its device
+names, and each turn of the wheel visits each slot once. So there is no task and no timer for a connection,
+and pings are spread over time by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, Protocol
+from zlib import crc32
+
+from device_sdk.wire.close_codes import CloseCode
+from gateway.errors import GatewayError
+from gateway.fleet.model import ConnectedSubscription
+from gateway.session.ports import Node
+from gateway.session.session import Session, State
+from gateway.telemetry import logger
+
+_log = logger("session")
+
+_SLOTS: Final = 16
+_OFFER_LEN: Final = 200  # devices in one question about updates
+_VISIT_LEN: Final = 500  # sessions visited before the loop serves others
+
+
+class Visited(Protocol):
+    """What the wheel visits: a session, or a connection that has not said hello yet."""
+
+    def visit(self, now: float) -> None: ...
+
+
+class SubscriptionStore(Protocol):
+    """Where a device's subscriptions are read again."""
+
+    async def connected_subscriptions(self, device_key: int) -> Sequence[ConnectedSubscription]:
+        """Return the subscriptions as a hello would find them. NotFoundError: the device is gone."""
+        ...
+
+
+class CancelSource(Protocol):
+    """Which deployments wait for a cancel to reach the device."""
+
+    async def cancelling(self, device_keys: Sequence[int]) -> Sequence[tuple[int, bytes]]:
+        """Return (device key, deployment id)."""
+        ...
+
+
+class Sessions:
+    """Every session of the node.
+
+    Args:
+        node: What sessions share.
+        store: For subscriptions that change.
+        cancels: For rollouts that are aborted.
+        wheel_s: One turn of the wheel: how accurate deadlines are.
+        sleep: ``asyncio.sleep``; a simulation brings its own.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        *,
+        store: SubscriptionStore,
+        cancels: CancelSource,
+        wheel_s: float,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.node = node
+        self._store = store
+        self._cancels = cancels
+        self._wheel_s = wheel_s
+        self._sleep = sleep
+        self._slots: tuple[dict[Visited, None], ...] = tuple({} for _ in range(_SLOTS))
+        self._by_device: dict[int, Session] = {}
+        self._by_update_channel: defaultdict[int, dict[Session, None]] = defaultdict(dict)
+
+    def __len__(self) -> int:
+        return len(self._by_device)
+
+    # --- coming and going ---------------------------------------------------------------------------------
+
+    def watch(self, visited: Visited, name: str) -> None:
+        """Have ``visited`` visited; ``name`` spreads the load."""
+        self._slots[crc32(name.encode()) % _SLOTS][visited] = None
+
+    def unwatch(self, visited: Visited, name: str) -> None:
+        self._slots[crc32(name.encode()) % _SLOTS].pop(visited, None)
+
+    def register(self, session: Session, device_key: int) -> None:
+        """Make ``session`` the device's one session; the newest wins (PROTOCOL §5.6)."""
+        old = self._by_device.get(device_key)
+        self._by_device[device_key] = session
+        if old is not None:
+            self._leave_channels(old)
+            old.close(CloseCode.REPLACED)
+
+    def opened(self, session: Session) -> None:
+        """The session is open: its update channels are known now."""
+        for channel_id in session.update_channels:
+            self._by_update_channel[channel_id][session] = None
+
+    def forget(self, session: Session) -> None:
+        """The session ended."""
+        self._leave_channels(session)
+        if self._by_device.get(session.device_key) is session:
+            del self._by_device[session.device_key]
+
+    def of_device(self, device_key: int) -> Session | None:
+        return self._by_device.get(device_key)
+
+    def _leave_channels(self, session: Session) -> None:
+        for channel_id in session.update_channels:
+            members = self._by_update_channel.get(channel_id)
+            if members is not None:
+                members.pop(session, None)
+                if not members:
+                    del self._by_update_channel[channel_id]
+
+    # --- time ---------------------------------------------------------------------------------------------
+
+    async def turn(self) -> None:
+        """Turn the wheel for ever. A session whose visit fails is logged and does not stop it."""
+        while True:
+            for slot in self._slots:
+                await self._sleep(self._wheel_s / _SLOTS)
+                await self._visit_slot(slot)
+
+    async def _visit_slot(self, slot: dict[Visited, None]) -> None:
+        now = self.node.clock.monotonic()
+        for number, visited in enumerate(tuple(slot), 1):
+            try:
+                visited.visit(now)
+            except Exception:
+                _log.exception("visit failed")
+            if number % _VISIT_LEN == 0:
+                await asyncio.sleep(0)
+
+    # --- rollouts (``rollout.RolloutListener``) -----------------------------------------------------------
+
+    def rollout_changed(self, channel_id: int) -> None:
+        """More devices of the channel may be admitted: ask for those that are connected."""
+        self.node.spawn(self._offer(channel_id), name=f"sessions.offer[{channel_id}]")
+
+    def cancelled(self, channel_id: int, rollout_id: bytes) -> None:
+        """A rollout was aborted: tell the connected devices that have a deployment of it."""
+        self.node.spawn(self._cancel(channel_id), name=f"sessions.cancel[{channel_id}]")
+
+    async def _offer(self, channel_id: int) -> None:
+        for keys in _chunks(self._device_keys(channel_id)):
+            try:
+                offers = await self.node.updates.offer(keys)
+            except GatewayError as error:
+                # The row is the truth: each of them is asked for again at its next hello or visit.
+                _log.warning("updates not offered", code=error.code)
+                for key in keys:
+                    if (session := self._by_device.get(key)) is not None:
+                        session.wants_offer = True
+                continue
+            for offer in offers:
+                session = self._by_device.get(offer.device_key)
+                if session is not None:
+                    session.push(offer)
+
+    async def _cancel(self, channel_id: int) -> None:
+        for keys in _chunks(self._device_keys(channel_id)):
+            for device_key, deployment in await self._cancels.cancelling(keys):
+                session = self._by_device.get(device_key)
+                if session is not None:
+                    session.cancel(deployment)
+
+    def _device_keys(self, channel_id: int) -> list[int]:
+        return [session.device_key for session in self._by_update_channel.get(channel_id, ())]
+
+    # --- operators ----------------------------------------------------------------------------------------
+
+    def subscriptions_changed(self, device_key: int) -> None:
+        """The device's channels are others than before."""
+        if device_key in self._by_device:
+            self.node.spawn(self._resubscribe(device_key), name=f"sessions.resubscribe[{device_key}]")
+
+    def disabled(self, device_key: int) -> None:
+        """The device was disabled or deleted."""
+        session = self._by_device.get(device_key)
+        if session is not None:
+            session.close(CloseCode.DEVICE_DISABLED)
+
+    def channel_changed(self, channel_id: int) -> None:
+        """The channel was changed or deleted: those who have it read their subscriptions again."""
+        self.node.log.forget(channel_id)
+        for session in tuple(self._by_device.values()):
+            if channel_id in session.update_channels or any(
+                lane.channel.id == channel_id for lane in session.lanes
+            ):
+                self.subscriptions_changed(session.device_key)
+
+    def root_changed(self, fleet_key: int) -> None:
+        """The fleet has a new root document: its devices come back and are given it with their welcome."""
+        for session in tuple(self._by_device.values()):
+            if session.fleet_key == fleet_key:
+                session.close(CloseCode.CHANGED)
+
+    async def _resubscribe(self, device_key: int) -> None:
+        found = await self._store.connected_subscriptions(device_key)
+        session = self._by_device.get(device_key)
+        if session is None or session.state is not State.OPEN:
+            return
+        self._leave_channels(session)
+        session.subscriptions_changed(found, self.node.clock.monotonic())
+        self.opened(session)
+
+    # --- the end ------------------------------------------------------------------------------------------
+
+    def close_all(self, code: CloseCode) -> None:
+        """End every session for the reason ``code``."""
+        for slot in self._slots:
+            for visited in tuple(slot):
+                if isinstance(visited, Session):
+                    visited.close(code)
+
+
+def _chunks(keys: Sequence[int]) -> Iterable[Sequence[int]]:
+    for start in range(0, len(keys), _OFFER_LEN):
+        yield keys[start : start + _OFFER_LEN]
