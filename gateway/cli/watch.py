@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,13 +28,15 @@ class Standing:
     """How far a rollout is.
 
     Attributes:
-        target_count: Devices that it reaches: those it has notified and those it is to notify.
-        ended_count: Of these, those whose deployment ended, however.
-        active_count: Those with a deployment that has not ended.
+        target_count: Devices that it reaches at its percentage.
+        target_min: As many are sure: a share of a thousand devices and more is by their random buckets.
+        ended_count: Devices whose deployment ended, however.
+        active_count: Devices with a deployment that has not ended.
     """
 
     state: str
     target_count: int
+    target_min: int
     ended_count: int
     active_count: int
     committed_count: int
@@ -44,10 +47,12 @@ class Standing:
         counts = rollout["counts"]
         ended = sum(counts.get(state, 0) for state in ENDED)
         total = sum(counts.values())
+        share, share_min = _share(rollout["target_count"], rollout["percent"])
         return cls(
             state=rollout["state"],
-            # Devices whose attributes no longer match keep their deployment, and so they are counted.
-            target_count=max(rollout["target_count"], total),
+            # A device that no longer matches keeps its deployment, and so it is counted.
+            target_count=max(share, total),
+            target_min=max(share_min, total),
             ended_count=ended,
             active_count=total - ended,
             committed_count=counts.get("committed", 0),
@@ -55,15 +60,27 @@ class Standing:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will happen unless an operator or a new device makes it."""
+        """Whether nothing more will happen unless an operator, or a device that is new, makes it."""
         if self.active_count:
             return False
-        return self.state in _OVER or 0 < self.target_count <= self.ended_count
+        return self.state in _OVER or 0 < self.target_min <= self.ended_count
 
     @property
     def is_success(self) -> bool:
         """Whether it is over and every device committed."""
-        return self.is_over and self.committed_count == self.target_count
+        return self.is_over and 0 < self.committed_count == self.ended_count
+
+
+def _share(matching: int, percent: int) -> tuple[int, int]:
+    """Return how many of ``matching`` devices ``percent`` reaches, and how many at least.
+
+    Fewer than a thousand are counted. Of more the share is by random buckets, and four standard deviations
+    below its mean are as good as sure.
+    """
+    if percent >= 100 or matching == 0:
+        return matching, matching
+    share = max(1, matching * percent // 100)
+    return share, share if matching < 1000 else max(1, share - 4 * math.isqrt(share))
 
 
 def changes(

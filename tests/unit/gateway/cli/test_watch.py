@@ -15,12 +15,14 @@ from gateway.clock import FakeClock
 from gateway.rollout.deployment import State
 
 
-def rollout(state: str = "running", *, target_count: int = 4, **counts: int) -> dict[str, Any]:
+def rollout(
+    state: str = "running", *, target_count: int = 4, percent: int = 100, **counts: int
+) -> dict[str, Any]:
     return {
         "id": "r",
         "name": "n",
         "state": state,
-        "percent": 10,
+        "percent": percent,
         "target_count": target_count,
         "counts": counts,
     }
@@ -53,10 +55,31 @@ class TestStanding:
         """A selector such as ``reported.firmware < "1.4"`` empties itself as the rollout succeeds."""
         assert Standing.of(rollout(target_count=1, committed=3, downloading=1)).target_count == 4
 
+    @pytest.mark.parametrize(
+        ("target_count", "percent", "ended", "is_over"),
+        [
+            (50, 10, 4, False),
+            (50, 10, 5, True),
+            (3, 10, 0, False),
+            (3, 10, 1, True),
+            (999, 50, 498, False),
+            (999, 50, 499, True),
+            (10_000, 10, 850, False),
+            (10_000, 10, 950, True),
+            (10_000, 100, 9_999, False),
+        ],
+    )
+    def test_share_is_over_when_those_it_reaches_ended(
+        self, target_count: int, percent: int, ended: int, is_over: bool
+    ) -> None:
+        seen = rollout(target_count=target_count, percent=percent, committed=ended)
+        assert Standing.of(seen).is_over is is_over
+
     def test_success_is_every_target_committed(self) -> None:
         assert Standing.of(rollout(committed=4)).is_success
         assert not Standing.of(rollout(committed=3, failed=1)).is_success
         assert not Standing.of(rollout(committed=3)).is_success
+        assert not Standing.of(rollout("aborted")).is_success
 
 
 class Gateway:
@@ -133,7 +156,7 @@ class TestFollow:
 
     def test_pipe_gets_one_line_a_change(self, capsys: pytest.CaptureFixture[str]) -> None:
         follow(iter([rollout(committed=2, notified=1)]), as_json=False)
-        assert capsys.readouterr().out == "running 10 %: 2 of 4 ended; committed 2, notified 1\n"
+        assert capsys.readouterr().out == "running 100 %: 2 of 4 ended; committed 2, notified 1\n"
 
     def test_terminal_sees_bar_and_counts(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
