@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from zlib import crc32
 
 from device_sdk.wire.close_codes import CloseCode
+from device_sdk.wire.messages import Roots
 from gateway.errors import GatewayError
 from gateway.fleet.model import ConnectedSubscription
 from gateway.session.ports import Node
@@ -39,6 +40,8 @@ class SubscriptionStore(Protocol):
     async def connected_subscriptions(self, device_key: int) -> Sequence[ConnectedSubscription]:
         """Return the subscriptions as a hello would find them. NotFoundError: the device is gone."""
         ...
+
+    async def root_document(self, fleet_key: int) -> tuple[int, bytes | None]: ...
 
 
 class CancelSource(Protocol):
@@ -198,10 +201,18 @@ class Sessions:
                 self.subscriptions_changed(session.device_key)
 
     def root_changed(self, fleet_key: int) -> None:
-        """The fleet has a new root document: its devices come back and are given it with their welcome."""
-        for session in tuple(self._by_device.values()):
-            if session.fleet_key == fleet_key:
-                session.close(CloseCode.CHANGED)
+        """The fleet has a new root document: its connected devices are given it."""
+        self.node.spawn(self._give_root(fleet_key), name=f"sessions.root[{fleet_key}]")
+
+    async def _give_root(self, fleet_key: int) -> None:
+        _, document = await self._store.root_document(fleet_key)
+        if document is None:
+            return
+        for number, session in enumerate(tuple(self._by_device.values()), 1):
+            if session.fleet_key == fleet_key and session.state is State.OPEN:
+                session.send(Roots((document,)))
+            if number % _VISIT_LEN == 0:
+                await asyncio.sleep(0)
 
     async def _resubscribe(self, device_key: int) -> None:
         found = await self._store.connected_subscriptions(device_key)

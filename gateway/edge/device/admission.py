@@ -10,6 +10,7 @@ from aiohttp import web
 
 from device_sdk.wire.close_codes import CloseCode
 from device_sdk.wire.messages import PROTOCOL_VERSION, Hello
+from device_sdk.wire.names import DeviceId, FleetName
 from gateway.errors import (
     CredentialRefusedError,
     ProtocolViolationError,
@@ -29,8 +30,16 @@ DEVICE_HEADER = "Fleetcast-Device"
 class StatementSource(Protocol):
     """Who signs statements; ``rollout.Updates`` does."""
 
-    async def statement(self, device_key: int, nonce: bytes) -> bytes:
-        """Return a statement for the device's nonce."""
+    def statement(
+        self,
+        fleet: FleetName,
+        device: DeviceId,
+        *,
+        nonce: bytes,
+        latest_directive: int,
+        root_version: int,
+    ) -> bytes:
+        """Return a statement that echoes the device's ``nonce`` (PROTOCOL §7.5)."""
         ...
 
 
@@ -135,7 +144,13 @@ class Admission:
         connected: Connected = await node.writer.commit(Connect(verdict, hello, node.clock.now_ms()))
         statement = None
         if hello.nonce is not None:
-            statement = await self._statements.statement(connected.device_key, hello.nonce)
+            statement = self._statements.statement(
+                verdict.fleet,
+                verdict.device_id,
+                nonce=hello.nonce,
+                latest_directive=connected.directive_sequence,
+                root_version=connected.root_version,
+            )
         if session.state is not State.CONNECTING:
             return  # it went meanwhile
         self.sessions.register(session, connected.device_key)

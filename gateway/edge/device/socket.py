@@ -23,12 +23,13 @@ from device_sdk.wire.messages import (
 )
 from gateway.edge.adopt import adopt, handshake_of
 from gateway.edge.device.admission import Admission, close_code_of
+from gateway.edge.problem import RequestError
 from gateway.edge.rejections import rejection
 from gateway.errors import CredentialRefusedError, GatewayError, OriginUnavailableError
 from gateway.identity import Credential, Validity, Verdict, after_unknown, validity
 from gateway.session.session import Session, State
 from gateway.telemetry import logger
-from gateway.websocket import Connection, Opcode, WebSocketLimits, frame
+from gateway.websocket import Connection, HandshakeError, Opcode, WebSocketLimits, frame
 
 _log = logger("device")
 
@@ -219,8 +220,13 @@ class SocketSession(Session):
 
 async def connect(request: web.Request, admission: Admission, limits: WebSocketLimits) -> web.StreamResponse:
     """Answer ``GET /v1/device/connect``: judge, upgrade, and leave the connection to its session."""
-    handshake = handshake_of(request)
-    subprotocol = handshake.choose(SUBPROTOCOLS)
+    try:
+        handshake = handshake_of(request)
+        subprotocol = handshake.choose(SUBPROTOCOLS)
+    except HandshakeError as error:
+        raise RequestError(
+            error.http_status, error.code, error.detail, headers=dict(error.headers)
+        ) from error
     admission.check_room()
     credential, verdict = await admission.judge(request)
     session = SocketSession(

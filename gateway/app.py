@@ -1,0 +1,404 @@
+"""The composition root: the one module that knows everybody.
+
+``open_gateway`` builds a node from a configuration, in the order in which its parts need each other, and takes
+it down in the opposite one: devices are told to go, what they said last is committed, and only then the
+database is let go. ``serve`` is that as a process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import uvloop
+from aiohttp import web
+
+from device_sdk.wire.close_codes import CloseCode
+from device_sdk.wire.names import FleetName
+from gateway.clock import Clock, SystemClock
+from gateway.config import Config
+from gateway.edge import artifacts, health
+from gateway.edge.artifacts import ArtifactTransfers, TransferLimits
+from gateway.edge.device import Admission, device_routes
+from gateway.edge.operator import OperatorLimits, OperatorServices, operator_routes
+from gateway.edge.problem import problem_middleware
+from gateway.errors import ConfigError, GatewayError, OriginUnavailableError
+from gateway.fleet.alerts import AlertLimits as PublishLimits
+from gateway.fleet.alerts import Alerts, AlertSigner, LogReader
+from gateway.fleet.log import AlertLog
+from gateway.hub import Hub
+from gateway.identity import Identity, IdentityLimits
+from gateway.origin import open_judge
+from gateway.release.online_keys import OnlineKeys
+from gateway.release.service import ReleaseService
+from gateway.release.store import ArtifactLimits, ArtifactStore
+from gateway.rollout import RolloutService, UpdateLimits, Updates
+from gateway.session.limits import SessionLimits
+from gateway.session.ports import Node
+from gateway.session.sessions import Sessions
+from gateway.storage.engine import Database, DatabaseLimits, open_database
+from gateway.storage.handlers import HANDLERS
+from gateway.storage.releases import SQLReleaseStore
+from gateway.storage.rollouts import SQLRolloutStore
+from gateway.storage.schema import migrate, schema_state
+from gateway.storage.store import SQLFleetStore
+from gateway.storage.writer import BatchWriter
+from gateway.telemetry import Metrics, configure_logs, logger
+from gateway.websocket import WebSocketLimits
+
+_log = logger("app")
+
+EXIT_OK: Final = 0
+EXIT_FAILURE: Final = 1
+EXIT_CONFIG: Final = 2
+_HEADER_SIZE_MAX: Final = 16 * 1024  # one header: a bearer token of 8 KiB, and room
+_UPLOAD_LEFTOVER_AGE_MS: Final = 3600 * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A node that listens.
+
+    Attributes:
+        address: Host and port it is bound to.
+    """
+
+    config: Config
+    address: tuple[str, int]
+    sessions: Sessions
+    admission: Admission
+    alerts: Alerts
+    metrics: Metrics
+
+    @property
+    def url(self) -> str:
+        """Where it answers on this machine."""
+        scheme = "https" if self.config.server.tls_cert is not None else "http"
+        host, port = self.address
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def serve(config: Config) -> int:
+    """Run a node until SIGTERM or SIGINT; return the process's exit status."""
+    if not __debug__:
+        sys.stderr.write("fleetcast does not run under python -O: its assertions guard the fleet\n")
+        return EXIT_FAILURE
+    configure_logs(level=config.log.level, format=config.log.format)
+    try:
+        prepare(config)
+        return uvloop.run(_serve(config))
+    except ConfigError as error:
+        for problem in error.problems:
+            sys.stderr.write(f"{problem}\n")
+        return EXIT_CONFIG
+    except (GatewayError, OSError) as error:
+        _log.error("the gateway cannot run", error=str(error), code=getattr(error, "code", "os"))
+        return EXIT_FAILURE
+
+
+def prepare(config: Config) -> None:
+    """Make the data folder; bring the schema up to date (embedded) or check that it is (PostgreSQL).
+
+    Call it while no event loop runs.
+
+    Raises:
+        ConfigError: The folder cannot be made, or PostgreSQL's schema is behind.
+    """
+    data_dir = config.server.data_dir
+    try:
+        data_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError([f"server.data_dir: cannot make {data_dir}: {error.strerror}"]) from error
+    if config.database_url.startswith("sqlite:"):
+        migrate(config.database_url)
+        return
+    state = schema_state(config.database_url)
+    if not state.is_current:
+        raise ConfigError(
+            [
+                f"database.url: the schema is at {state.current or 'nothing'}, this release needs "
+                f"{state.newest}; run `fleetcast db upgrade` with the same configuration"
+            ]
+        )
+
+
+async def _serve(config: Config) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with open_gateway(config) as gateway:
+        _log.info("listening", url=gateway.url, data_dir=str(config.server.data_dir))
+        await stop.wait()
+        _log.info("stopping", connections=gateway.admission.connections)
+    return EXIT_OK
+
+
+@asynccontextmanager
+async def open_gateway(config: Config, *, clock: Clock | None = None) -> AsyncIterator[Gateway]:
+    """Yield a node that listens; ``prepare`` comes before. Leaving the block drains it.
+
+    Raises:
+        ConfigError: Keys, certificates or addresses that cannot be used.
+    """
+    clock = clock or SystemClock()
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(
+            open_database(config.database_url, limits=config.database.limits(DatabaseLimits), metrics=metrics)
+        )
+        keys = OnlineKeys.open(config.server.data_dir / "keys")
+        images = ArtifactStore(config.server.data_dir / "artifacts", config.updates.limits(ArtifactLimits))
+        await asyncio.to_thread(images.sweep, modified_before_ms=clock.now_ms() - _UPLOAD_LEFTOVER_AGE_MS)
+        store = SQLFleetStore(database)
+        tasks = _Tasks()
+        stack.push_async_callback(tasks.close)
+        writer = BatchWriter(
+            database,
+            clock=clock,
+            metrics=metrics,
+            flush_interval_ms=config.database.flush_interval_ms,
+            flush_rows_max=config.database.flush_rows_max,
+            queue_rows_max=config.database.queue_rows_max,
+            handlers=HANDLERS,
+        )
+        tasks.spawn(writer.run(), name="storage.writer")
+        stack.push_async_callback(writer.close)
+        signer = AlertSigner(keys.alert, metrics)
+        log = AlertLog(
+            store,
+            resign=signer.resign,
+            metrics=metrics,
+            size_bytes_max=config.device.block_cache_size_bytes_max,
+            reads_max=config.device.catch_up_concurrency_max,
+        )
+        stack.push_async_callback(log.close)
+        hub = Hub(LogReader(log), clock=clock)
+        stack.push_async_callback(hub.stop)
+        alerts = Alerts(
+            store,
+            hub=hub,
+            log=log,
+            signer=signer,
+            clock=clock,
+            metrics=metrics,
+            limits=config.alerts.limits(PublishLimits),
+        )
+        rollout_store = SQLRolloutStore(database)
+        updates = Updates(
+            rollout_store,
+            directive_key=keys.directive,
+            statement_key=keys.statement,
+            clock=clock,
+            metrics=metrics,
+            limits=config.updates.limits(UpdateLimits, attempts_max=config.device.attempts_max),
+        )
+        rollouts = RolloutService(rollout_store, metrics=metrics)
+        await rollouts.observe()
+        judge = await stack.enter_async_context(open_judge(config, clock=clock, metrics=metrics))
+        identity = Identity(
+            judge, clock=clock, limits=config.identity.limits(IdentityLimits), metrics=metrics
+        )
+        stack.push_async_callback(identity.close)
+        node = Node(
+            clock=clock,
+            random=random.Random(),
+            hub=hub,
+            log=log,
+            writer=writer,
+            updates=updates,
+            limits=config.device.limits(
+                SessionLimits,
+                update_redeliver_min_s=config.updates.redeliver_min_s,
+                update_redeliver_max_s=config.updates.redeliver_max_s,
+            ),
+            metrics=metrics,
+            spawn=tasks.spawn,
+        )
+        sessions = Sessions(node, store=store, cancels=updates, wheel_s=config.device.wheel_s)
+        rollouts.subscribe(sessions)
+        admission = Admission(
+            identity=identity,
+            sessions=sessions,
+            statements=updates,
+            accept_rate_per_s=config.device.accept_rate_per_s,
+            connections_max=config.device.connections_max,
+            outbox_size_bytes_max=config.device.outbox_size_bytes_max,
+        )
+        releases = ReleaseService(SQLReleaseStore(database))
+        transfers = ArtifactTransfers(
+            images,
+            releases,
+            clock=clock,
+            metrics=metrics,
+            limits=TransferLimits(downloads_max=config.updates.artifact_concurrency_max),
+        )
+        services = OperatorServices(
+            fleets=store,
+            alerts=alerts,
+            releases=releases,
+            rollouts=rollouts,
+            transfers=transfers,
+            online_keys=keys,
+            sessions=sessions,
+            clock=clock,
+            limits=OperatorLimits(
+                body_size_bytes_max=config.server.body_size_bytes_max, ttl_max_s=config.alerts.ttl_max_s
+            ),
+        )
+        application = web.Application(
+            middlewares=[problem_middleware(metrics=metrics, clock=clock)],
+            client_max_size=config.server.body_size_bytes_max,
+        )
+        application.add_routes(
+            [
+                *health.routes(
+                    metrics=metrics,
+                    ask_database=lambda: _ask(database),
+                    is_draining=lambda: admission.is_draining,
+                    is_metrics_enabled=config.metrics.enabled,
+                ),
+                *device_routes(
+                    admission,
+                    websocket_limits=WebSocketLimits(),
+                    longpoll_wait_max_s=config.device.longpoll_wait_max_s,
+                ),
+                *artifacts.device_routes(transfers, _DeviceFleet(admission, store).key),
+                *operator_routes(services),
+            ]
+        )
+        tasks.spawn(sessions.turn(), name="session.wheel")
+        tasks.spawn(_retention(config, store, log, clock), name="fleet.retention")
+        runner = web.AppRunner(
+            application,
+            access_log=None,
+            shutdown_timeout=config.server.shutdown_grace_s,
+            max_field_size=_HEADER_SIZE_MAX,
+        )
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        listening = _listen(config)
+        site = web.SockSite(runner, listening, ssl_context=_tls(config), backlog=config.server.backlog)
+        await site.start()
+        host, port = listening.getsockname()[:2]
+        try:
+            yield Gateway(config, (host, port), sessions, admission, alerts, metrics)
+        finally:
+            await _drain(site, admission, sessions, grace_s=config.server.shutdown_grace_s)
+
+
+async def _drain(site: web.SockSite, admission: Admission, sessions: Sessions, *, grace_s: float) -> None:
+    """Take nobody new, tell every device to come back, and wait until they went or ``grace_s`` is over."""
+    admission.is_draining = True
+    await site.stop()
+    sessions.close_all(CloseCode.SHUTDOWN)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(grace_s):
+            while admission.connections:
+                await asyncio.sleep(0.05)
+
+
+async def _retention(config: Config, store: SQLFleetStore, log: AlertLog, clock: Clock) -> None:
+    """Prune what is older than its channel keeps, for ever, a bounded number of rows at a time."""
+    while True:
+        await asyncio.sleep(config.alerts.retention_interval_s)
+        try:
+            pruned = await store.prune(
+                now_ms=clock.now_ms(),
+                age_s=config.alerts.retention_age_s,
+                count=config.alerts.retention_count,
+                rows_max=config.database.flush_rows_max * 10,
+            )
+        except GatewayError as error:
+            _log.warning("retention did not run", code=error.code)
+            continue
+        for channel_id, _ in pruned:
+            log.forget(channel_id)
+
+
+async def _ask(database: Database) -> None:
+    await database.read(lambda connection: connection.exec_driver_sql("SELECT 1").scalar())
+
+
+def _listen(config: Config) -> socket.socket:
+    server = config.server
+    try:
+        family = socket.AF_INET6 if ":" in server.listen_host else socket.AF_INET
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((server.listen_host, server.listen_port))
+    except OSError as error:
+        raise ConfigError(
+            [
+                f"server.listen_host, server.listen_port: cannot listen on {server.listen_host}:"
+                f"{server.listen_port}: {error.strerror}; is another gateway running? choose another port"
+            ]
+        ) from error
+    return listening
+
+
+def _tls(config: Config) -> ssl.SSLContext | None:
+    server = config.server
+    if server.tls_cert is None or server.tls_key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(server.tls_cert, server.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            [f"server.tls_cert, server.tls_key: not a certificate and its key: {error}"]
+        ) from error
+    return context
+
+
+class _DeviceFleet:
+    """Who a device is that fetches an artifact: judged as any device, known by its fleet's key."""
+
+    def __init__(self, admission: Admission, store: SQLFleetStore) -> None:
+        self._admission = admission
+        self._store = store
+        self._keys: dict[FleetName, int] = {}  # fleets are few, and are never deleted
+
+    async def key(self, request: web.Request) -> int:
+        _, verdict = await self._admission.judge(request)
+        key = self._keys.get(verdict.fleet)
+        if key is None:
+            try:
+                key = self._keys[verdict.fleet] = (await self._store.fleet(verdict.fleet)).key
+            except GatewayError as error:
+                raise OriginUnavailableError(
+                    "the fleet is not known here", code="unknown_fleet", retry_after_s=30.0
+                ) from error
+        return key
+
+
+class _Tasks:
+    """Tasks that nobody awaits: kept while they run, and heard if they fail."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    async def close(self) -> None:
+        """End what still runs."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a task failed", task=task.get_name(), exc_info=error)
