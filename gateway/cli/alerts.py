@@ -65,6 +65,8 @@ def send(
     """Send an alert to all devices of a channel, with one of --text, --json, --file.
 
     When this returns, the alert is committed: devices that are away get it when they come back.
+
+        fleetcast alert send --fleet acme --channel ops --text 'Boil your water' --ttl 86400
     """
     body = _body(text, json_text, file)
     asked = {"content_type": content_type, "ttl_s": ttl_s, "key": key}

@@ -98,13 +98,15 @@ class Api:
     ) -> Json:
         """POST ``body`` as JSON and return the answer's.
 
-        With an ``idempotency_key`` it is repeated while the gateway is unreachable or says *later*.
+        With an ``idempotency_key`` it is repeatable, see ``send``.
         """
-        if idempotency_key is None:
-            answer = self.send("POST", with_query(path, query), body=_encode(body))
-        else:
-            headers = {"Idempotency-Key": idempotency_key}
-            answer = self._repeat("POST", with_query(path, query), _encode(body), headers)
+        answer = self.send(
+            "POST",
+            with_query(path, query),
+            body=_encode(body),
+            headers={"Idempotency-Key": idempotency_key} if idempotency_key is not None else None,
+            is_repeatable=idempotency_key is not None,
+        )
         found: Json = answer.json() or {}
         return found
 
@@ -140,15 +142,28 @@ class Api:
         body: bytes | None = None,
         content_type: str = _JSON,
         headers: Mapping[str, str] | None = None,
+        is_repeatable: bool = False,
     ) -> Answer:
         """Send one request and return its answer if it is a 2xx.
+
+        One that is repeatable, so that twice is once, is sent again while the gateway is unreachable or says
+        *later*, a few times.
 
         Raises:
             UnreachableFailure: No answer.
             AnswerFailure: Another answer.
         """
-        sent = {"Content-Type": content_type} if body is not None else {}
-        return self._exchange(method, path, body, sent | dict(headers or {}))
+        sent = ({"Content-Type": content_type} if body is not None else {}) | dict(headers or {})
+        for wait_s in REPEATS_S if is_repeatable else ():
+            try:
+                return self._exchange(method, path, body, sent)
+            except UnreachableFailure:
+                self._sleep(wait_s)
+            except AnswerFailure as failure:
+                if not failure.is_passing:
+                    raise
+                self._sleep(min(failure.retry_after_s or wait_s, RETRY_AFTER_S_MAX))
+        return self._exchange(method, path, body, sent)
 
     def upload(
         self, path: str, file: BinaryIO, size_bytes: int, *, on_progress: Callable[[int], None]
@@ -167,18 +182,6 @@ class Api:
 
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size_bytes)}
         return self._exchange("PUT", path, blocks(), headers)
-
-    def _repeat(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
-        for wait_s in REPEATS_S:
-            try:
-                return self.send(method, path, body=body, headers=headers)
-            except UnreachableFailure:
-                self._sleep(wait_s)
-            except AnswerFailure as failure:
-                if not failure.is_passing:
-                    raise
-                self._sleep(min(failure.retry_after_s or wait_s, RETRY_AFTER_S_MAX))
-        return self.send(method, path, body=body, headers=headers)
 
     def _exchange(
         self, method: str, path: str, body: bytes | Iterator[bytes] | None, headers: Mapping[str, str]

@@ -113,6 +113,8 @@ def trust(
     document, signed with that key, names the gateway's online keys. This command fetches those, shows them,
     signs the document here (the key does not leave this machine) and uploads it. Compare the fingerprints
     with what the gateway logged at its first start. Repeat it when keys change, and before it expires.
+
+        fleetcast fleet trust --fleet acme --key release.pem
     """
     from gateway.cli.keys import load_public_half
 

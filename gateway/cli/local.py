@@ -127,6 +127,8 @@ def create_token(
 
     The token is shown once; the database holds only its hash. An embedded database that is not there yet is
     made.
+
+        fleetcast token create --name alice --scope admin --fleet acme --create-fleet -o operator.token
     """
     from gateway.storage.schema import migrate, schema_state
 

@@ -71,8 +71,8 @@ def fleetcast(
 ) -> None:
     """Alerts and signed software updates for fleets of devices.
 
-    A first day: fleetcast serve, then token create --create-fleet; key generate and fleet trust; release
-    create, sign and publish; rollout start and watch.
+    A first day: serve; token create; key generate and fleet trust; channel create; release create, sign and
+    publish; rollout start and watch; alert send.
 
     Commands that talk to a gateway find it by --url and --token-file, or by FLEETCAST_URL and
     FLEETCAST_TOKEN_FILE; the fleet by --fleet or FLEETCAST_FLEET.

@@ -108,6 +108,9 @@ def create(
 
     The envelope names the image by size and SHA-256, so the image may travel by any way. A device never goes
     back to a lower sequence: to roll a fleet back, release the old image with a higher one.
+
+        fleetcast release create --image app.bin --vendor acme.example --class tc3 \\
+            --component main:app --version 1.4.0 -o app.suit
     """
     from device_sdk.wire.errors import WireError
     from device_sdk.wire.suit.target import class_identifier, vendor_identifier
@@ -148,6 +151,8 @@ def sign(
     """Add a signature to an envelope. Works offline; run it where the key is.
 
     Whoever signs vouches for all of it: look at it first, with release inspect.
+
+        fleetcast release sign app.suit --key release.pem -o app.suit
     """
     from device_sdk.wire.errors import WireError
     from gateway.release import sign_envelope
@@ -232,6 +237,8 @@ def publish(
 
     The gateway verifies it with the fleet's release keys (see fleet trust) and refuses what a device would
     refuse: exit status 3.
+
+        fleetcast release publish app.suit --image app.bin --fleet acme
     """
     api = connect(url, token_file)
     envelope = _read(file)
@@ -239,15 +246,15 @@ def publish(
         _upload(api, fleet, image, _read_manifest(envelope))
     path = with_query(fleet_path(fleet, "releases"), {"name": name})
     try:
-        release = api.send("POST", path, body=envelope, content_type=ENVELOPE_TYPE).json()
+        answer = api.send("POST", path, body=envelope, content_type=ENVELOPE_TYPE, is_repeatable=True)
     except AnswerFailure as failure:
         if failure.code in _CONTENT_CODES:
             raise RefusedFailure(f"{file}: refused by the gateway: {failure}", code=failure.code) from failure
         raise
     if as_json:
-        print_json(release)
+        print_json(answer.json())
     else:
-        _show_release(release)
+        _show_release(answer.json())
 
 
 @app.command("list")

@@ -42,13 +42,22 @@ def start(
     ] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="TEXT", help="For people.")] = None,
     priority: Annotated[
-        int, typer.Option("--priority", help="Of two rollouts for one component the higher one wins.")
+        int,
+        typer.Option(
+            "--priority", min=-1000, max=1000, help="Of two rollouts for one component the higher one wins."
+        ),
     ] = 0,
     url: Url = DEFAULT_URL,
     token_file: TokenFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start a rollout. Devices that are connected are notified at once, others when they come back."""
+    """Bring a release to devices of a channel.
+
+    Devices that are connected are notified at once, others when they come back.
+
+        fleetcast rollout start --fleet acme --release ID --channel firmware --percent 10 \\
+            --selector 'origin.model == "tc3" and tag in ("eu", "lab")'
+    """
     asked = {
         "release_id": release,
         "channel": channel,
