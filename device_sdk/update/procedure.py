@@ -9,9 +9,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Final
+from typing import Any, Final
 
+from device_sdk.errors import InstallByPassedError, WrongDeviceError
 from device_sdk.update.ports import Image
+from device_sdk.wire.signed import Directive
 
 
 class Step(enum.StrEnum):
@@ -129,6 +131,31 @@ class Job:
     uri: str = ""
     reboots: int = 0
 
+    @classmethod
+    def of(cls, directive: Directive) -> Job:
+        """Return the job of a deployment that ``directive`` begins."""
+        return cls(deployment=directive.deployment, component=directive.component, **_terms(directive))
+
+    def check_renewal(self, directive: Directive) -> None:
+        """Return if ``directive``, a newer one for this deployment, only renews it (PROTOCOL §7.2).
+
+        Raises:
+            WrongDeviceError: For another enrolment of the device.
+            MixAndMatchError: It names another release.
+        """
+        if directive.enrolment != self.enrolment:
+            raise WrongDeviceError("the directive is for another enrolment of the device")
+        directive.check_manifest(digest=self.manifest_digest, component=self.component)
+
+    def renewed(self, directive: Directive) -> Job:
+        """Return the job under ``directive``, which ``check_renewal`` let through."""
+        return replace(self, **_terms(directive))
+
+    def check_install_by(self, now_ms: int) -> None:
+        """Raise InstallByPassedError if installing may no longer begin at ``now_ms``."""
+        if now_ms >= self.install_by:
+            raise InstallByPassedError("too late to begin installing")
+
     def after(self, event: Event) -> Job:
         """Return the job after ``event``, its report counted."""
         return replace(self, step=step_after(self.step, event), report_seq=self.report_seq + 1)
@@ -152,3 +179,9 @@ class Job:
         if "image" in known:
             known["image"] = Image(**known["image"])
         return cls(**known)
+
+
+def _terms(directive: Directive) -> dict[str, Any]:
+    """Return the members of a job that a renewal replaces."""
+    names = ("sequence", "digest", "enrolment", "manifest_digest", "expires_at", "install_by")
+    return {name: getattr(directive, name) for name in names}
