@@ -14,6 +14,7 @@ from device_sdk.update.ports import StateStore
 from device_sdk.update.procedure import Step, is_final
 from device_sdk.wire.messages import Report
 
+ANY_CODE: Final = "*"
 _PREFIX: Final = "update/report/"
 
 
@@ -51,10 +52,10 @@ class Outbox:
         """Return what is not recorded yet, oldest first; progress last."""
         return (*self._reports.values(), *self._progress.values())
 
-    def has(self, deployment: bytes, *, state: str, code: str | None) -> bool:
+    def has(self, deployment: bytes, *, state: str, code: str | None = ANY_CODE) -> bool:
         """Return whether the same thing about ``deployment`` waits already."""
         return any(
-            (report.deployment, report.state, report.code) == (deployment, state, code)
+            (report.deployment, report.state) == (deployment, state) and code in (ANY_CODE, report.code)
             for report in self._reports.values()
         )
 
