@@ -174,9 +174,14 @@ class RolloutService:
         """Return a deployment. Raises NotFoundError."""
         return await self._store.deployment(fleet.key, deployment_id)
 
-    async def observe(self) -> None:
-        """Set the gauge of rollouts by state; call it at the start, changes here do it themselves."""
-        self._metrics.rollouts_are(await self._store.rollout_counts())
+    async def recover(self, *, now_ms: int) -> None:
+        """At the start: finish what an abort may have left undone, and set the gauge of rollouts.
+
+        Raises:
+            StorageUnavailableError: As the store has it.
+        """
+        await self._cancel_rest(now_ms)
+        await self._observe()
 
     async def _act(
         self,
@@ -194,17 +199,33 @@ class RolloutService:
         self._metrics.deployments["cancelled"].inc(changed.cancelled_count)
         rollout = changed.rollout
         if action is Action.ABORT:
-            for listener in self._listeners:
-                listener.cancelled(rollout.channel_id, rollout.id)
+            self._cancelled(rollout)
+            if await self._cancel_rest(now_ms):
+                self._cancelled(rollout)
+                rollout = await self._store.rollout(fleet.key, rollout_id)
         await self._changed(rollout)
         return rollout
+
+    async def _cancel_rest(self, now_ms: int) -> int:
+        total = 0
+        while count := await self._store.cancel_rest(now_ms=now_ms):
+            total += count
+        self._metrics.deployments["cancelled"].inc(total)
+        return total
+
+    def _cancelled(self, rollout: Rollout) -> None:
+        for listener in self._listeners:
+            listener.cancelled(rollout.channel_id, rollout.id)
 
     async def _changed(self, rollout: Rollout) -> None:
         # An abort, too: what it stood in front of may now be what its devices should run.
         for listener in self._listeners:
             listener.rollout_changed(rollout.channel_id)
         with suppress(StorageUnavailableError):  # what was asked for is committed, a gauge can wait
-            await self.observe()
+            await self._observe()
+
+    async def _observe(self) -> None:
+        self._metrics.rollouts_are(await self._store.rollout_counts())
 
 
 def _check_percent(percent: int) -> None:

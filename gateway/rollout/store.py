@@ -53,6 +53,13 @@ class RolloutStore(Protocol):
         """
         ...
 
+    async def cancel_rest(self, *, now_ms: int) -> int:
+        """Cancel some deployments of aborted rollouts that ``change_rollout`` left; return how many.
+
+        An abort cancels a bounded number in its own transaction: call this until it returns 0.
+        """
+        ...
+
     async def rollout(self, fleet_key: int, rollout_id: bytes) -> Rollout:
         """Raises NotFoundError."""
         ...
@@ -81,9 +88,7 @@ class RolloutStore(Protocol):
         """Raises NotFoundError."""
         ...
 
-    async def concerned(
-        self, device_keys: Sequence[int], *, now_ms: int, limits: UpdateLimits
-    ) -> Sequence[int]:
+    async def concerned(self, device_keys: Sequence[int]) -> Sequence[int]:
         """Return those of the devices for which ``offer`` would find something. A read: nothing is locked."""
         ...
 
@@ -97,7 +102,7 @@ class RolloutStore(Protocol):
         """Raise the attempts of a deployment that was not acknowledged, if it may still be sent."""
         ...
 
-    async def cancelling(self, device_keys: Sequence[int]) -> Sequence[tuple[int, bytes]]:
+    async def cancelling(self, device_keys: Sequence[int], *, now_ms: int) -> Sequence[tuple[int, bytes]]:
         """Return (device, deployment) for what these devices are to be told to cancel."""
         ...
 

@@ -64,9 +64,8 @@ class Updates:
             StorageUnavailableError: Nothing may be sent.
         """
         assert len(device_keys) <= OFFER_LEN_MAX, "the caller batches"
-        now_ms = self._clock.now_ms()
         # Most devices that come back have nothing to do: they must not take locks to learn that.
-        concerned = await self._store.concerned(device_keys, now_ms=now_ms, limits=self._limits)
+        concerned = await self._store.concerned(device_keys)
         if not concerned:
             return ()
         return await self._signed(
@@ -95,7 +94,7 @@ class Updates:
         Raises:
             StorageUnavailableError: As the store has it.
         """
-        return await self._store.cancelling(device_keys)
+        return await self._store.cancelling(device_keys, now_ms=self._clock.now_ms())
 
     def statement(
         self,
