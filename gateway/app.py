@@ -1,8 +1,8 @@
 """The composition root: the one module that knows everybody.
 
-``open_gateway`` builds a node from a configuration, in the order in which its parts need each other, and takes
-it down in the opposite one: devices are told to go, what they said last is committed, and only then the
-database is let go. ``serve`` is that as a process.
+``open_gateway`` builds a node from a configuration, in the order in which its parts need each other, and
+takes it down in the opposite one: devices are told to go, what they said last is committed, and only then
+the database is let go. ``serve`` is that as a process.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -125,7 +125,7 @@ def prepare(config: Config) -> None:
         raise ConfigError(
             [
                 f"database.url: the schema is at {state.current or 'nothing'}, this release needs "
-                f"{state.newest}; run `fleetcast db upgrade` with the same configuration"
+                f"{state.head}; run `fleetcast db upgrade` with the same configuration"
             ]
         )
 
@@ -292,18 +292,15 @@ async def open_gateway(config: Config, *, clock: Clock | None = None) -> AsyncIt
         try:
             yield Gateway(config, (host, port), sessions, admission, alerts, metrics)
         finally:
-            await _drain(site, admission, sessions, grace_s=config.server.shutdown_grace_s)
+            await _drain(site, admission, sessions)
 
 
-async def _drain(site: web.SockSite, admission: Admission, sessions: Sessions, *, grace_s: float) -> None:
-    """Take nobody new, tell every device to come back, and wait until they went or ``grace_s`` is over."""
+async def _drain(site: web.SockSite, admission: Admission, sessions: Sessions) -> None:
+    """Take nobody new and tell every device to come back; what they said last is in the writer's queue."""
     admission.is_draining = True
     await site.stop()
     sessions.close_all(CloseCode.SHUTDOWN)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(grace_s):
-            while admission.connections:
-                await asyncio.sleep(0.05)
+    await asyncio.sleep(0)  # answers to polls that ended are on their way
 
 
 async def _retention(config: Config, store: SQLFleetStore, log: AlertLog, clock: Clock) -> None:
