@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import enum
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -136,21 +136,36 @@ def create_token(
         raise UsageFailure("--create-fleet needs --fleet")
     if not 1 <= len(name) <= TOKEN_NAME_LEN_MAX:
         raise UsageFailure(f"--name is 1..{TOKEN_NAME_LEN_MAX} characters")
-    if output is not None and output.exists():
-        raise Failure(f"{output} is there already; it is not overwritten", code="file_exists")
     configuration = load_configuration(config)
-    database_url = configuration.database_url
-    is_embedded = database_url.startswith("sqlite")
-    _check_schema(migrate(database_url) if is_embedded else schema_state(database_url))
     now_ms = int(time.time() * 1000)
     secret, token = _new_token(name, scope, fleet, now_ms, expires_days)
-    asyncio.run(_store_token(configuration, token, create_fleet=create_fleet, now_ms=now_ms))
+    # The file comes first: a token that is stored and that nobody has cannot be taken back.
+    with _new_file(output, secret):
+        url = configuration.database_url
+        _check_schema(migrate(url) if url.startswith("sqlite") else schema_state(url))
+        asyncio.run(_store_token(configuration, token, create_fleet=create_fleet, now_ms=now_ms))
     if output is None:
         print(secret)
         note("this is the only time it is shown")
     else:
-        write_secret(output, secret + "\n")
         note(f"token {name!r} is in {output}")
+
+
+@contextlib.contextmanager
+def _new_file(path: Path | None, secret: str) -> Iterator[None]:
+    """Write ``secret`` to ``path``, if it is one; take it back if the block fails."""
+    if path is None:
+        yield
+        return
+    try:
+        write_secret(path, secret + "\n")
+    except FileExistsError:
+        raise Failure(f"{path} is there already; it is not overwritten", code="file_exists") from None
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _check_schema(state: SchemaState) -> None:
@@ -193,7 +208,8 @@ def _new_token(
 
 async def _store_token(config: Config, token: OperatorToken, *, create_fleet: bool, now_ms: int) -> None:
     from gateway.errors import ConflictError, NotFoundError
-    from gateway.storage import DatabaseLimits, SQLFleetStore, open_database
+    from gateway.storage.engine import DatabaseLimits, open_database
+    from gateway.storage.store import SQLFleetStore
     from gateway.telemetry import Metrics
 
     limits = config.database.limits(DatabaseLimits)
