@@ -21,6 +21,7 @@ from aiohttp import web
 from gateway.clock import Clock
 from gateway.edge import byterange
 from gateway.edge.byterange import NotModified, NotSatisfiable, Part, PreconditionFailed, Whole
+from gateway.edge.incoming import read_some, too_slow
 from gateway.edge.problem import RequestError
 from gateway.errors import LimitExceededError, UnavailableError
 from gateway.release import Artifact, ArtifactStore, ArtifactWriter
@@ -180,18 +181,12 @@ class ArtifactTransfers:
     async def _pieces(self, request: web.Request) -> AsyncIterator[bytes]:
         """Yield the body in pieces of about ``PIECE_BYTES``, each a trip to a thread."""
         gathered = bytearray()
-        content = request.content
         while True:
             try:
                 async with asyncio.timeout(self._limits.idle_timeout_s):
-                    block = await content.readany()
+                    block = await read_some(request)
             except TimeoutError as error:
-                raise RequestError(
-                    408,
-                    "body_timeout",
-                    f"No byte came for {self._limits.idle_timeout_s:g} s.",
-                    headers={"Connection": "close"},
-                ) from error
+                raise too_slow(self._limits.idle_timeout_s) from error
             gathered += block
             if gathered and (not block or len(gathered) >= PIECE_BYTES):
                 yield bytes(gathered)

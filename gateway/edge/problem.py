@@ -112,7 +112,7 @@ class Problem:
             content_type=CONTENT_TYPE,
             headers={"Cache-Control": "no-store", **self.headers},
         )
-        if self.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        if self.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
             response.force_close()  # the rest of the body is not read
         return response
 

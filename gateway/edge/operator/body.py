@@ -15,6 +15,7 @@ from aiohttp import web
 from multidict import MultiMapping
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from gateway.edge.incoming import read_some, too_slow
 from gateway.edge.problem import FieldError, RequestError
 
 BodyT = TypeVar("BodyT", covariant=True)
@@ -130,17 +131,12 @@ async def read_body(request: web.Request, body: Body[Any], *, size_bytes_max: in
     raw = bytearray()
     try:
         async with asyncio.timeout(timeout_s):
-            async for piece in request.content.iter_any():
+            while piece := await read_some(request):
                 raw += piece
                 if len(raw) > allowed:
                     raise _too_large(allowed)
     except TimeoutError as error:
-        raise RequestError(
-            408,
-            "body_timeout",
-            f"The body did not come within {timeout_s:g} s.",
-            headers={"Connection": "close"},
-        ) from error
+        raise too_slow(timeout_s) from error
     return bytes(raw)
 
 

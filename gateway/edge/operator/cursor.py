@@ -36,6 +36,8 @@ def decode_cursor(text: str, operation: str, key: type[KeyT]) -> KeyT:
     if not isinstance(value, list) or len(value) != 2 or value[0] != operation or type(value[1]) is not key:
         raise _not_a_cursor()
     after: KeyT = value[1]
+    if encode_cursor(operation, after) != text:  # one cursor, one text
+        raise _not_a_cursor()
     return after
 
 

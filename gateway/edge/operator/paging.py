@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gateway.edge.operator.body import Page
 from gateway.edge.operator.cursor import encode_cursor
@@ -32,9 +32,9 @@ async def page(
     limit = call.query.limit
     rows = await read(call.after(first), limit + 1)
     next_cursor = encode_cursor(call.operation, key(rows[limit - 1])) if len(rows) > limit else None
-    return Answer(ListOf[Result](items=[show(row) for row in rows[:limit]], next_cursor=next_cursor))
+    return Answer(ListOf[Any](items=[show(row) for row in rows[:limit]], next_cursor=next_cursor))
 
 
 def whole(rows: Sequence[Result]) -> Answer:
     """Return a list that is one page by its nature."""
-    return Answer(ListOf[Result](items=list(rows), next_cursor=None))
+    return Answer(ListOf[Any](items=list(rows), next_cursor=None))

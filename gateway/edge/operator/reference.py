@@ -46,7 +46,7 @@ same key with another request is 409 `idempotency_key_reused`.
 
 **Refusals** are problem details (RFC 9457), `application/problem+json`: `type`, `title`, `status`, `code`
 (stable, [codes.md](codes.md)), `detail` (what is wrong and what to do) and, where fields are wrong, `errors`,
-a list of `{{"field", "detail"}}`. A 500 carries `incident`, the id under which the gateway's log has it. Every
+a list of `{{"field", "detail"}}`. A 500 carries `incident`, the id under which the gateway's log has it. Any
 route may answer:
 
 | status | code | when |
