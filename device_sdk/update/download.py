@@ -9,18 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 
 from device_sdk.errors import (
     DownloadFailedError,
     ImageDigestMismatchError,
+    InstallFailedError,
     TooLargeError,
     TooSlowError,
 )
 from device_sdk.update.limits import UpdateLimits
-from device_sdk.update.ports import DeviceClock, Fetch, FetchBusyError, Fetched, FetchError, Image, Installer
+from device_sdk.update.ports import (
+    DeviceClock,
+    Fetch,
+    FetchBusyError,
+    Fetched,
+    FetchError,
+    FetchRangeError,
+    FetchUnreachableError,
+    Image,
+    Installer,
+)
 
 _READ_SIZE = 256 * 1024
 
@@ -64,7 +75,7 @@ class Download:
         writer = await _Writer.open(self.installer, self.component, self.image)
         if writer.size == 0:
             self.etag = None
-        attempts = slow_attempts = 0
+        counts = _Counts(self.limits)
         may_restart = True
         while True:
             if writer.size == self.image.size:
@@ -74,29 +85,24 @@ class Download:
                 if not (writer.is_pieced and may_restart):
                     raise ImageDigestMismatchError("the image is not the one that was signed")
                 may_restart = False
-                self.etag = None
-                await writer.restart()
+                await self._begin_anew(writer)
             self.check_time()
             before = writer.size
             try:
                 await self._attempt(writer)
-                continue
             except FetchBusyError as error:
                 delay_s = error.retry_after_s if error.retry_after_s is not None else self.limits.busy_wait_s
                 await self.clock.sleep(min(max(delay_s, 1.0), self.limits.busy_wait_max_s))
-                continue
-            except TooSlowError:
-                slow_attempts += 1
-                if slow_attempts >= self.limits.slow_attempts_max:
-                    raise
-            except FetchError as error:
-                if writer.size - before >= self.limits.attempt_progress_bytes:
-                    attempts = 0
-                attempts += 1
-                if attempts >= self.limits.attempts_max:
-                    raise DownloadFailedError(f"{attempts} attempts in a row failed") from error
-            ceiling_s = min(self.limits.backoff_max_s, self.limits.backoff_s * 2 ** min(attempts, 30))
-            await self.clock.sleep(self.uniform() * ceiling_s)
+            except (FetchError, TooSlowError) as error:
+                if isinstance(error, FetchRangeError):
+                    await self._begin_anew(writer)
+                failures = counts.failures_after(error, gained=writer.size - before)
+                ceiling_s = min(self.limits.backoff_max_s, self.limits.backoff_s * 2 ** min(failures, 30))
+                await self.clock.sleep(self.uniform() * ceiling_s)
+
+    async def _begin_anew(self, writer: _Writer) -> None:
+        self.etag = None
+        await writer.restart()
 
     async def _attempt(self, writer: _Writer) -> None:
         """Take one answer as far as it goes.
@@ -159,6 +165,35 @@ class Download:
                 window_from, window_size = self.clock.monotonic(), writer.size
 
 
+class _Counts:
+    """How often it has failed, and for how long that goes on."""
+
+    def __init__(self, limits: UpdateLimits) -> None:
+        self._limits = limits
+        self._failures = 0  # in a row, for the backoff
+        self._attempts = 0
+        self._slow_attempts = 0
+
+    def failures_after(self, error: FetchError | TooSlowError, *, gained: int) -> int:
+        """Count ``error``, which came after ``gained`` bytes; return the failures in a row.
+
+        Raises:
+            TooSlowError, DownloadFailedError: It was the last attempt.
+        """
+        if gained >= self._limits.attempt_progress_bytes:
+            self._failures = self._attempts = 0
+        self._failures += 1
+        if isinstance(error, TooSlowError):
+            self._slow_attempts += 1
+            if self._slow_attempts >= self._limits.slow_attempts_max:
+                raise error
+        elif not isinstance(error, FetchUnreachableError):
+            self._attempts += 1
+            if self._attempts >= self._limits.attempts_max:
+                raise DownloadFailedError(f"{self._attempts} attempts in a row failed") from error
+        return self._failures
+
+
 class _Writer:
     """What is in the slot, and the digest of it."""
 
@@ -174,9 +209,11 @@ class _Writer:
     async def open(cls, installer: Installer, component: str, image: Image) -> _Writer:
         """Return the writer behind what of ``image`` is on flash, hashed again."""
         writer = cls(installer, component)
-        kept = await installer.begin(component, image)
+        with blamed_on_installer():
+            kept = await installer.begin(component, image)
         while writer.size < kept:
-            data = await installer.read(component, writer.size, min(_READ_SIZE, kept - writer.size))
+            with blamed_on_installer():
+                data = await installer.read(component, writer.size, min(_READ_SIZE, kept - writer.size))
             if not data:
                 await writer.restart()
                 break
@@ -187,20 +224,32 @@ class _Writer:
         return writer
 
     async def append(self, data: bytes) -> None:
-        await self._installer.append(self._component, data)
+        with blamed_on_installer():
+            await self._installer.append(self._component, data)
         self._hash.update(data)
         self.size += len(data)
         self.unsynced += len(data)
 
     async def sync(self) -> None:
-        await self._installer.sync(self._component)
+        with blamed_on_installer():
+            await self._installer.sync(self._component)
         self.unsynced = 0
 
     async def restart(self) -> None:
-        await self._installer.restart(self._component)
+        with blamed_on_installer():
+            await self._installer.restart(self._component)
         self._hash = hashlib.sha256()
         self.size = self.unsynced = 0
         self.is_pieced = False
 
     def digest(self) -> bytes:
         return self._hash.digest()
+
+
+@contextmanager
+def blamed_on_installer() -> Iterator[None]:
+    """Turn an installer's OSError into the update's failure, before somebody takes it for the network's."""
+    try:
+        yield
+    except OSError as error:
+        raise InstallFailedError(str(error)) from error

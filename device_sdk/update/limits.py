@@ -21,7 +21,7 @@ class UpdateLimits:
             ``too_slow``.
         slow_attempts_max: Attempts that may end so; then the update fails as ``too_slow``.
         attempts_max: Attempts in a row without ``attempt_progress_bytes``; then the update fails as
-            ``download_failed``.
+            ``download_failed``. While there is no connection, nothing is counted: ``install_by`` ends that.
         backoff_s, backoff_max_s: Wait between attempts: doubling, with full jitter.
         busy_wait_s, busy_wait_max_s: Wait after 503 where the server names none, and the longest one that
             it may ask for.

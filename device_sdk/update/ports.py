@@ -49,6 +49,14 @@ class FetchError(Exception):
     """The image, or the rest of it, did not come: tried again with backoff."""
 
 
+class FetchUnreachableError(FetchError):
+    """There is no connection: a device that is offline is not counted as an attempt."""
+
+
+class FetchRangeError(FetchError):
+    """The server has no byte at the offset (416): what is on flash is not a part of what it has."""
+
+
 class FetchBusyError(FetchError):
     """The server asks to come back later (503 or 429): not counted as an attempt (PROTOCOL §8.3).
 
@@ -95,6 +103,8 @@ class Fetch(Protocol):
 
         Raises:
             FetchBusyError: 503 or 429. On entering.
+            FetchUnreachableError: No connection could be made. On entering.
+            FetchRangeError: 416. On entering.
             FetchError: Any other failure, on entering or while reading. The credential that opens the
                 gateway is sent to the gateway only.
         """

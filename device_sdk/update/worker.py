@@ -7,15 +7,14 @@ work was done before a crash. What a message changes is ``agent``; which step fo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
 from device_sdk.errors import BootFailedError, ClockUnknownError, InstallFailedError, UpdateError
 from device_sdk.update.acceptance import Target, accept_manifest
-from device_sdk.update.download import Download
+from device_sdk.update.download import Download, blamed_on_installer
 from device_sdk.update.ledger import Ledger
 from device_sdk.update.limits import UpdateLimits
 from device_sdk.update.ports import Boot, DeviceClock, Fetch, Image, Installer, StateStore
@@ -166,8 +165,7 @@ class Worker:
             report_progress=lambda size: self._report_progress(self._current(job), size),
             check_time=lambda: self._current(job).check_install_by(self._trust.now_ms()),
         )
-        with _blamed_on_installer():
-            await download.run()
+        await download.run()
         await self._await_time()
         job = self._current(job)
         job.check_install_by(self._trust.now_ms())  # gates the start of installing (PROTOCOL §7.3)
@@ -175,7 +173,7 @@ class Worker:
 
     async def _install(self, job: Job) -> None:
         image = _image(job)
-        with _blamed_on_installer():
+        with blamed_on_installer():
             # It may be further than our own record: the power went between the two.
             if self._installer.boot(job.component, image) is Boot.ABSENT:
                 await self._installer.seal(job.component, image)
@@ -280,12 +278,3 @@ class Worker:
 def _image(job: Job) -> Image:
     assert job.image is not None, "known from VERIFIED on"
     return job.image
-
-
-@contextlib.contextmanager
-def _blamed_on_installer() -> Iterator[None]:
-    """Turn an installer's OSError into the update's failure. The state store raises none."""
-    try:
-        yield
-    except OSError as error:
-        raise InstallFailedError(str(error)) from error
