@@ -45,11 +45,11 @@ from gateway.session.limits import SessionLimits
 from gateway.session.ports import Node
 from gateway.session.sessions import Sessions
 from gateway.storage.engine import Database, DatabaseLimits, open_database
-from gateway.storage.handlers import HANDLERS
+from gateway.storage.fleet_store import SQLFleetStore
+from gateway.storage.hot import hot_handlers
 from gateway.storage.releases import SQLReleaseStore
 from gateway.storage.rollouts import SQLRolloutStore
 from gateway.storage.schema import migrate, schema_state
-from gateway.storage.store import SQLFleetStore
 from gateway.storage.writer import BatchWriter
 from gateway.telemetry import Metrics, configure_logs, logger
 from gateway.websocket import WebSocketLimits
@@ -159,6 +159,8 @@ async def open_gateway(config: Config, *, clock: Clock | None = None) -> AsyncIt
         images = ArtifactStore(config.server.data_dir / "artifacts", config.updates.limits(ArtifactLimits))
         await asyncio.to_thread(images.sweep, modified_before_ms=clock.now_ms() - _UPLOAD_LEFTOVER_AGE_MS)
         store = SQLFleetStore(database)
+        if database.dialect == "sqlite":  # what a killed node left open; nobody else has this database
+            await store.close_intervals(now_ms=clock.now_ms())
         tasks = _Tasks()
         stack.push_async_callback(tasks.close)
         writer = BatchWriter(
@@ -168,7 +170,7 @@ async def open_gateway(config: Config, *, clock: Clock | None = None) -> AsyncIt
             flush_interval_ms=config.database.flush_interval_ms,
             flush_rows_max=config.database.flush_rows_max,
             queue_rows_max=config.database.queue_rows_max,
-            handlers=HANDLERS,
+            handlers=hot_handlers(clock),
         )
         tasks.spawn(writer.run(), name="storage.writer")
         stack.push_async_callback(writer.close)
@@ -202,7 +204,7 @@ async def open_gateway(config: Config, *, clock: Clock | None = None) -> AsyncIt
             limits=config.updates.limits(UpdateLimits, attempts_max=config.device.attempts_max),
         )
         rollouts = RolloutService(rollout_store, metrics=metrics)
-        await rollouts.observe()
+        await rollouts.recover(now_ms=clock.now_ms())
         judge = await stack.enter_async_context(open_judge(config, clock=clock, metrics=metrics))
         identity = Identity(
             judge, clock=clock, limits=config.identity.limits(IdentityLimits), metrics=metrics

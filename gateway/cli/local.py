@@ -209,7 +209,7 @@ def _new_token(
 async def _store_token(config: Config, token: OperatorToken, *, create_fleet: bool, now_ms: int) -> None:
     from gateway.errors import ConflictError, NotFoundError
     from gateway.storage.engine import DatabaseLimits, open_database
-    from gateway.storage.store import SQLFleetStore
+    from gateway.storage.fleet_store import SQLFleetStore
     from gateway.telemetry import Metrics
 
     limits = config.database.limits(DatabaseLimits)

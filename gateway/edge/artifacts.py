@@ -250,7 +250,7 @@ def device_routes(transfers: ArtifactTransfers, fleet_of: DeviceFleet) -> list[w
         fleet_key = await fleet_of(request)
         return await transfers.send(request, fleet_key, request.match_info["sha256"])
 
-    return [web.route(method, DEVICE_PATH, handle) for method in ("GET", "HEAD")]
+    return [web.get(DEVICE_PATH, handle, allow_head=False), web.head(DEVICE_PATH, handle)]
 
 
 class _Slots:

@@ -9,7 +9,7 @@ has it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from math import ceil
@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from device_sdk.errors import UpdateError
 from device_sdk.wire.errors import WireError
@@ -29,8 +30,6 @@ CONTENT_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:fleetcast:problem:"
 OPERATOR_PATH: Final = "/api/"
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 
 _log = logger("edge")
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from gateway.cli.program import app
 from gateway.identity import OperatorToken, Scope, token_sha256
 from gateway.storage.engine import DatabaseLimits, open_database
-from gateway.storage.store import SQLFleetStore
+from gateway.storage.fleet_store import SQLFleetStore
 from gateway.telemetry import Metrics
 
 Run = Callable[..., Result]

@@ -50,9 +50,9 @@ def device_routes(
         return await connect(request, admission, websocket_limits)
 
     return [
-        web.get("/v1/device/connect", connected),
+        web.get("/v1/device/connect", connected, allow_head=False),
         web.post("/v1/device/hello", plane.hello),
-        web.get("/v1/device/messages", plane.messages),
+        web.get("/v1/device/messages", plane.messages, allow_head=False),
         web.post("/v1/device/acks", plane.acks),
         web.post("/v1/device/reports", plane.reports),
     ]

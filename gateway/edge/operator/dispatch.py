@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from device_sdk.wire.errors import WireError
 from device_sdk.wire.names import FleetName, parse_fleet_name
@@ -22,7 +23,7 @@ from gateway.edge.operator.body import check_content_type, parse_query, read_bod
 from gateway.edge.operator.lately import Lately
 from gateway.edge.operator.route import Answer, AnyRoute, Call, Outcome
 from gateway.edge.operator.services import OperatorServices
-from gateway.edge.problem import Handler, RequestError
+from gateway.edge.problem import RequestError
 from gateway.errors import CredentialRefusedError, NotFoundError
 from gateway.fleet.model import Fleet
 from gateway.fleet.store import Replay
@@ -52,7 +53,16 @@ class Dispatcher:
 
     def routes(self, table: Sequence[AnyRoute]) -> list[web.RouteDef]:
         """Return ``table`` as aiohttp has it."""
-        return [web.route(route.method, route.path, self._handler(route)) for route in table]
+        # aiohttp would add HEAD to each GET; here a HEAD is a route of its own, or 405.
+        return [
+            web.route(
+                route.method,
+                route.path,
+                self._handler(route),
+                **({"allow_head": False} if route.method == "GET" else {}),
+            )
+            for route in table
+        ]
 
     def _handler(self, route: AnyRoute) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
