@@ -22,6 +22,7 @@ BodyT = TypeVar("BodyT", covariant=True)
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 DEPTH_MAX: Final = 64
+PAGE_LEN_MAX: Final = 1000
 ERRORS_MAX: Final = 20
 FIELD_LEN_MAX: Final = 128
 JSON: Final = "application/json"
@@ -48,7 +49,7 @@ def _decimal(value: object) -> object:
 class Page(NoQuery):
     """Which part of a list."""
 
-    limit: Annotated[int, BeforeValidator(_decimal), Field(ge=1, le=1000)] = Field(
+    limit: Annotated[int, BeforeValidator(_decimal), Field(ge=1, le=PAGE_LEN_MAX)] = Field(
         default=100, description="Items at most."
     )
     cursor: str | None = Field(

@@ -1,11 +1,11 @@
-"""One page of any list: what the store has, one more than asked for to know whether it goes on."""
+"""One page of any list: what the store has, and one more where it may, to know whether the list goes on."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from gateway.edge.operator.body import Page
+from gateway.edge.operator.body import PAGE_LEN_MAX, Page
 from gateway.edge.operator.cursor import encode_cursor
 from gateway.edge.operator.results import Result
 from gateway.edge.operator.route import Answer, Call, ListOf
@@ -30,8 +30,10 @@ async def page(
         first: The key before the first page.
     """
     limit = call.query.limit
-    rows = await read(call.after(first), limit + 1)
-    next_cursor = encode_cursor(call.operation, key(rows[limit - 1])) if len(rows) > limit else None
+    wanted = min(limit + 1, PAGE_LEN_MAX)  # stores give no more than that at once
+    rows = await read(call.after(first), wanted)
+    goes_on = len(rows) > limit or len(rows) == wanted == limit
+    next_cursor = encode_cursor(call.operation, key(rows[limit - 1])) if goes_on else None
     return Answer(ListOf[Any](items=[show(row) for row in rows[:limit]], next_cursor=next_cursor))
 
 
