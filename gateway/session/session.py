@@ -907,6 +907,9 @@ class Session:
         except GatewayError as error:
             _log.info("session cannot go on", device=self.verdict.device_id, code=error.code)
             self.close(CloseCode.INSUFFICIENT_STATE)
+        except Exception:
+            _log.exception("session failed", device=self.verdict.device_id)
+            self.close(CloseCode.INTERNAL_ERROR)
 
 
 async def record(node: Node, device_key: int, boot_id: bytes, report: Report) -> tuple[Recorded, bool, bool]:

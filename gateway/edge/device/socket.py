@@ -119,6 +119,9 @@ class SocketSession(Session):
             await self._admission.connect(self, hello)
         except (WireError, GatewayError, UpdateError) as error:
             self.close(rejection(error).close_code)
+        except Exception:
+            _log.exception("hello failed", device=self.verdict.device_id)
+            self.close(CloseCode.INTERNAL_ERROR)
         finally:
             self._take_input()
 
