@@ -1,8 +1,8 @@
 """Databases for tests: a private PostgreSQL for the session, a fresh database for each test.
 
 ``database`` runs a test on SQLite and on PostgreSQL. ``make test`` starts the server and names it in
-FLEETCAST_TEST_POSTGRES_URL; without that the first test that needs one starts it (xdist's workers share it) and
-the last one to finish stops it. Where PostgreSQL cannot be had, tests that need it fail and say what to do.
+FLEETCAST_TEST_POSTGRES_URL; without that the first test that needs one starts it (xdist's workers share it)
+and the last one to finish stops it. Where PostgreSQL cannot be had, tests that need it fail and say what to do.
 """
 
 from __future__ import annotations
@@ -160,8 +160,7 @@ def _start_server() -> dict[str, Any]:
 def _postgres(*arguments: str) -> str:
     done = subprocess.run(
         [str(POSTGRES), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         env=os.environ | {"FSYNC": "off"},
         check=False,

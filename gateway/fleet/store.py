@@ -17,6 +17,7 @@ from device_sdk.wire.names import ChannelName, DeviceId, FleetName
 from gateway.fleet.model import (
     Appended,
     Channel,
+    ConnectedSubscription,
     DeadLetter,
     Delivery,
     Device,
@@ -141,6 +142,10 @@ class FleetStore(Protocol):
     # subscriptions
     async def subscriptions(self, device_key: int) -> Sequence[Subscription]: ...
 
+    async def connected_subscriptions(self, device_key: int) -> Sequence[ConnectedSubscription]:
+        """Return the subscriptions as a hello would find them. Raises NotFoundError: the device is gone."""
+        ...
+
     async def subscribers(
         self, channel_id: int, *, after: int = 0, limit: int = 100
     ) -> Sequence[tuple[DeviceId, Subscription]]: ...
@@ -188,7 +193,19 @@ class FleetStore(Protocol):
         ...
 
     async def prune(self, *, now_ms: int, age_s: int, count: int, rows_max: int) -> Sequence[tuple[int, int]]:
-        """Raise floors first, then delete at most ``rows_max`` rows; return (channel id, new floor)."""
+        """Raise floors first, then delete at most ``rows_max`` rows of a kind; return (channel id, floor).
+
+        Facts of alerts that are gone, old answers and old dead letters go too. Call it again while it raised
+        something.
+        """
+        ...
+
+    async def close_intervals(self, *, now_ms: int) -> int:
+        """Close live intervals that a node left open when it was killed; return how many.
+
+        For the start of the only node: an open interval claims that its device is being sent what is
+        published. What is proved of it is what the device acknowledged.
+        """
         ...
 
     # dead letters
