@@ -69,7 +69,6 @@ def adopt(
     assert not handler._messages, "the parser reads no request behind an upgrade"
 
     tail, handler._message_tail = handler._message_tail, b""
-    is_paused = handler.writing_paused
     transport.set_protocol(connection)
     connection.connection_made(transport)
     transport.resume_reading()  # aiohttp stops reading if a lot arrives while the handler thinks
@@ -80,8 +79,6 @@ def adopt(
     handler.connection_lost(None)
 
     connection.write(handshake.response(subprotocol))
-    if is_paused:
-        connection.pause_writing()
     if tail:
         connection.data_received(tail)
     return Adopted()

@@ -32,6 +32,7 @@ from gateway.websocket.frames import mask
 
 SUBPROTOCOL = "fleetcast.v1.cbor"
 LIMITS = WebSocketLimits(close_timeout_s=0.2)
+LARGE = 32 * 1024 * 1024  # more than the kernel buffers
 REQUEST = (
     b"GET /connect HTTP/1.1\r\nHost: gateway\r\nUpgrade: WebSocket\r\nConnection: keep-alive, Upgrade\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
@@ -131,6 +132,10 @@ async def plain(request: web.Request) -> web.Response:
     return web.Response(text="an answer")
 
 
+async def large(request: web.Request) -> web.Response:
+    return web.Response(body=bytes(LARGE))
+
+
 @asynccontextmanager
 async def serving(
     *, ssl_context: ssl.SSLContext | None = None, handler_cancellation: bool = False
@@ -139,6 +144,7 @@ async def serving(
     app = web.Application()
     app.router.add_route("*", "/connect", server.connect)
     app.router.add_get("/", plain)
+    app.router.add_get("/large", large)
     server.runner = web.AppRunner(app, handler_cancellation=handler_cancellation)
     await server.runner.setup()
     site = web.TCPSite(server.runner, "127.0.0.1", 0, ssl_context=ssl_context)
@@ -400,6 +406,15 @@ class TestHandOver:
             peer = await server.peer()
             writer.write(client_frame(Opcode.BINARY, b"x"))
             await peer.until_called("binary", b"x")
+
+    async def test_it_waits_until_the_answer_before_it_is_read(self, server):
+        async with raw(server) as (reader, writer):
+            writer.write(b"GET /large HTTP/1.1\r\nHost: gateway\r\n\r\n" + REQUEST + b"\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(LARGE)
+            assert await reader.readexactly(len(RESPONSE)) == RESPONSE
+            peer = await server.peer()
+            assert peer.calls == [], "so it begins with an empty write buffer, and not paused"
 
     @pytest.mark.parametrize("handler_cancellation", [False, True])
     async def test_aiohttp_lets_go_of_everything_it_made_for_the_request(self, handler_cancellation):
