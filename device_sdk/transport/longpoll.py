@@ -32,6 +32,7 @@ WAIT_MAX_S: Final = 55
 PAUSE_S: Final = 1.0
 """Shortest time from one poll to the next if the first brought nothing new."""
 UNCONFIRMED_PAUSE_S: Final = 5.0
+_CONFLICT: Final = 409  # hello_required: the gateway has no session of ours
 _CURSOR_LEN_MAX: Final = 2100
 
 
@@ -95,12 +96,12 @@ class LongPollLink:
         )
         if status != 200:
             raise LinkClosedError("hello was not answered", http_status=status)
-        self._arrived = self._decode(body)
-        for message in self._arrived:
+        messages = self._decode(body)
+        for message in messages:
             if isinstance(message, Welcome) and message.heartbeat_s > 0:
                 # A poll that brings nothing returns before the client takes the silence for an end.
                 self._wait_s = max(1, min(WAIT_MAX_S, 2 * message.heartbeat_s))
-        self._has_arrived.set()
+        self._arrive(messages)
 
     async def receive(self) -> list[FromGateway]:
         if not self._has_arrived.is_set():
@@ -129,17 +130,22 @@ class LongPollLink:
         ]
         encoding = self._endpoint.encoding
         if acks:
-            status, _, _ = await self._request("POST", "v1/device/acks", encode_batch(acks, encoding))
-            if status not in (200, 204):
-                raise LinkClosedError("acks were not taken", http_status=status)
+            status, _, body = await self._request("POST", "v1/device/acks", encode_batch(acks, encoding))
+            if status == 200:  # what could not be accepted
+                self._arrive(self._decode(body))
+            elif status != 204:
+                raise LinkClosedError(
+                    "acks were not taken", http_status=status, is_continuity=status == _CONFLICT
+                )
         if reports:
             status, _, body = await self._request(
                 "POST", "v1/device/reports", encode_batch(reports, encoding)
             )
             if status != 200:
-                raise LinkClosedError("reports were not taken", http_status=status)
-            self._arrived += self._decode(body)
-            self._has_arrived.set()
+                raise LinkClosedError(
+                    "reports were not taken", http_status=status, is_continuity=status == _CONFLICT
+                )
+            self._arrive(self._decode(body))
 
     async def close(self) -> None:
         poll, self._poll = self._poll, None
@@ -155,6 +161,12 @@ class LongPollLink:
         if message.deployment is None and message.window is None:
             return None
         return dataclasses.replace(message, positions={})
+
+    def _arrive(self, messages: Sequence[FromGateway]) -> None:
+        """Hand ``messages``, the answer to a request other than a poll, to ``receive``."""
+        self._arrived += messages
+        if self._arrived:
+            self._has_arrived.set()
 
     async def _messages(self) -> list[FromGateway]:
         pause_s = self._not_before - self._monotonic()
@@ -172,7 +184,7 @@ class LongPollLink:
             return []
         if status != 200:
             raise LinkClosedError(
-                "the poll was not answered", http_status=status, is_continuity=status == 409
+                "the poll was not answered", http_status=status, is_continuity=status == _CONFLICT
             )
         if etag is None or len(etag) > _CURSOR_LEN_MAX or not etag.isascii() or not etag.isprintable():
             raise LinkClosedError("a batch without a cursor")
