@@ -94,12 +94,13 @@ class TrustState:
         self._limits = limits
         self._root = self._load_root()
         self._counter = Counter.from_record(state.get(_COUNTER))
-        floor_ms = self._statement_at = 0
+        floor_ms = statement_at = 0
         match state.get(_TIME):
-            case [int(floor_ms), int(self._statement_at)]:
+            case [int(floor_ms), int(statement_at)]:
                 pass
             case record:
                 assert record is None, "written by receive_statement"
+        self._statement_at = statement_at
         self._floor_ms = max(floor_ms, build_time_ms)
         self._floor_at = clock.monotonic()
         self._nonce: bytes | None = None
