@@ -120,6 +120,7 @@ class Ledger:
         for old in superseded:
             del self._jobs[old.deployment]
         self._jobs[job.deployment] = job
+        self._send(reports)
         return True
 
     def renew(self, job: Job, envelope: bytes, *, changes: Changes) -> None:
@@ -135,8 +136,10 @@ class Ledger:
     def step(self, job: Job, changes: Changes = NO_CHANGES) -> None:
         """Store ``job``, which made a step, with its report."""
         verified = {_envelope_key(job): None} if job.step is Step.VERIFIED else {}
-        self._commit({_job_key(job): job.to_record(), **verified, **changes}, [self._report(job)])
+        report = self._report(job)
+        self._commit({_job_key(job): job.to_record(), **verified, **changes}, [report])
         self._jobs[job.deployment] = job
+        self._send([report])
 
     def keep(self, job: Job) -> None:
         """Store ``job``, which made no step."""
@@ -165,6 +168,7 @@ class Ledger:
         )
         self._ended = ended
         del self._jobs[job.deployment]
+        self._send([report])
 
     # --- telling ---
 
@@ -195,8 +199,10 @@ class Ledger:
         if self.outbox.has(job.deployment, state=job.step.value, code=code):
             return
         noted = replace(job, report_seq=job.report_seq + 1)
-        self._commit({_job_key(job): noted.to_record()}, [self._report(noted, code=code)])
+        report = self._report(noted, code=code)
+        self._commit({_job_key(job): noted.to_record()}, [report])
         self._jobs[job.deployment] = noted
+        self._send([report])
 
     def repeat_outcome(self, deployment: bytes, code: str | None = None) -> None:
         """Say again how a deployment ended: who asks has not heard it."""
@@ -207,6 +213,7 @@ class Ledger:
         report = self._make(deployment, report_seq + 1, step, code=code)
         self._commit({_ENDED: _ended_record(ended)}, [report])
         self._ended = ended
+        self._send([report])
 
     def progress(self, job: Job, percent: int) -> None:
         """Report how far the download of ``job`` is; progress is sent and not stored."""
@@ -218,7 +225,7 @@ class Ledger:
         self._progress_seqs = {job.deployment: seqs[1:]}
         report = replace(self._make(job.deployment, seqs[0], job.step), progress=percent)
         self.outbox.add_progress(report)
-        self._send_report(report)
+        self._send([report])
 
     # --- all of it ---
 
@@ -227,7 +234,9 @@ class Ledger:
     ) -> None:
         step = step_after(Step.IDLE, event)
         if not self.outbox.has(deployment, state=step.value, code=code):
-            self._commit({}, [self._make(deployment, 1, step, code=code, detail=detail)])
+            report = self._make(deployment, 1, step, code=code, detail=detail)
+            self._commit({}, [report])
+            self._send([report])
 
     def _report(self, job: Job, *, code: str | None = None, detail: str | None = None) -> Report:
         return self._make(job.deployment, job.report_seq, job.step, code=code, detail=detail)
@@ -251,10 +260,13 @@ class Ledger:
         )
 
     def _commit(self, changes: Changes, reports: Sequence[Report]) -> None:
-        """Store ``changes`` with ``reports``, all or nothing; then send the reports, best effort."""
+        """Store ``changes`` with ``reports``, all or nothing."""
         staged = self.outbox.stage(reports)
         self._state.commit({**changes, **staged.changes})
         self.outbox.apply(staged)
+
+    def _send(self, reports: Sequence[Report]) -> None:
+        """Send ``reports``, best effort, and last: whoever is told may call back."""
         for report in reports:
             self._send_report(report)
 

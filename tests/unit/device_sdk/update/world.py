@@ -225,8 +225,10 @@ class World:
     enrolment: bytes | None = None
     device_uuid: bytes | None = None
     sent: list[Report] = field(default_factory=list)
+    on_report: Callable[[Report], None] = lambda report: None
     statements_asked: int = 0
     boots: int = 0
+    tries: int = 2
 
     def open(self, flash: MemoryFlash | None = None) -> UpdateAgent:
         """Boot, with nothing but what is on the flash."""
@@ -243,7 +245,7 @@ class World:
             capacity_bytes=self.capacity,
             factory=self.factory,
             is_healthy=is_healthy,
-            tries=2,
+            tries=self.tries,
         )
         numbers = itertools.count(self.boots << 64)
         self.agent = UpdateAgent(
@@ -257,13 +259,17 @@ class World:
             installer=self.installer,
             fetch=self.server,
             clock=self.clock,
-            send_report=self.sent.append,
+            send_report=self._send,
             limits=self.limits,
             random=lambda size: next(numbers).to_bytes(size, "big") if size >= 16 else bytes(size),
             enrolment=self.enrolment,
             request_statement=self._count_statement,
         )
         return self.agent
+
+    def _send(self, report: Report) -> None:
+        self.sent.append(report)
+        self.on_report(report)
 
     def _count_statement(self) -> None:
         self.statements_asked += 1
