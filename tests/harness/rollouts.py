@@ -1,4 +1,4 @@
-"""A small world for tests of rollouts: fleet, channels, devices and releases, put straight into the tables."""
+"""A small world for tests of rollouts: fleet, channels, devices, releases, put straight into the tables."""
 
 from __future__ import annotations
 
