@@ -25,10 +25,25 @@ This page is made from the program: `python -m gateway.cli.reference > docs/refe
 | 0 | done |
 | 1 | failed: the gateway, the network, a file or the database said no |
 | 2 | wrong usage or configuration; nothing was tried |
-| 3 | refused: a signature, a digest or the form of what was signed; [codes.md](codes.md) lists the codes |
+| 3 | refused: a signature, a digest or the form of what was signed |
 
 A failure is one line on standard error, `error: what happened and what to do [code]`, with further lines for
 single fields. Standard output holds answers only.
+
+The code is the gateway's ([codes.md](codes.md)), or one of the program's own:
+
+| code | meaning |
+|---|---|
+| `usage` | what was asked makes no sense; nothing was tried |
+| `unreachable` | no answer; whether anything was done is not known |
+| `http_NNN` | that status without a reason: something else than a gateway, or in front of it |
+| `bad_answer` | an answer that no gateway of this version gives |
+| `file` | a file cannot be read or written |
+| `file_exists` | a key or a token would overwrite a file |
+| `file_changed` | an image changed while it was uploaded |
+| `schema_behind` | the database needs `fleetcast db upgrade` |
+| `schema_newer` | the database is of a newer version than this program |
+| `watch_timeout` | `rollout watch --timeout` ran out; the rollout goes on |
 
 ## Talking to a gateway
 
