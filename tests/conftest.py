@@ -2,7 +2,8 @@
 
 ``database`` runs a test on SQLite and on PostgreSQL. ``make test`` starts the server and names it in
 FLEETCAST_TEST_POSTGRES_URL; without that the first test that needs one starts it (xdist's workers share it)
-and the last one to finish stops it. Where PostgreSQL cannot be had, tests that need it fail and say what to do.
+and the last one to finish stops it. Where PostgreSQL cannot be had, tests that need it fail and say what
+to do.
 """
 
 from __future__ import annotations
