@@ -2,16 +2,16 @@
 
 An image is never in memory as a whole: an upload goes to ``ArtifactStore`` in pieces, a download is read as
 fast as the client takes it. Blocking file work runs in threads, the number of transfers is bounded, and a
-client that takes or sends nothing for ``idle_timeout_s`` is cut off. Which fleet may see which image is a
-row, and without it the answer is 404, whether the file is there or not.
+client that stands still for ``idle_timeout_s`` is cut off. Which fleet may see which image is a row, and
+without it the answer is 404, whether the file is there or not.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, Final, Protocol, TypeVar
@@ -24,13 +24,14 @@ from gateway.edge.byterange import NotModified, NotSatisfiable, Part, Preconditi
 from gateway.edge.incoming import read_some, too_slow
 from gateway.edge.problem import RequestError
 from gateway.errors import LimitExceededError, UnavailableError
-from gateway.release import Artifact, ArtifactStore, ArtifactWriter
+from gateway.release import Artifact, ArtifactStore
 from gateway.telemetry import Metrics, logger
 
 T = TypeVar("T")
 
 DEVICE_PATH: Final = "/v1/device/artifacts/{sha256}"
-PIECE_BYTES: Final = 256 * 1024
+RECEIVED_PIECE_BYTES: Final = 256 * 1024  # to a thread at once
+SENT_PIECE_BYTES: Final = 64 * 1024  # small, since a slow link must take one within ``idle_timeout_s``
 OCTETS: Final = "application/octet-stream"
 
 DeviceFleet = Callable[[web.Request], Awaitable[int]]
@@ -58,7 +59,8 @@ class TransferLimits:
     Attributes:
         uploads_max: Uploads at once; one more is answered 503.
         downloads_max: Downloads at once; one more is answered 503.
-        idle_timeout_s: A peer that takes or sends no byte for this long is cut off.
+        idle_timeout_s: A peer that sends no byte, or does not take one piece, in this time is cut off: a link
+            slower than 1.1 KB/s by the default.
         retry_after_s: Told with such a 503. A device does not count it as an attempt.
     """
 
@@ -169,17 +171,17 @@ class ArtifactTransfers:
         announced = request.content_length
         if announced is not None and announced > allowed:
             raise LimitExceededError("artifact_size_bytes_max", announced, allowed)
-        writer = await self._file_work(self._store.writer)
+        opened = ExitStack()  # what a thread opened is dropped, whoever was cancelled meanwhile
         try:
+            writer = await self._file_work(lambda: opened.enter_context(self._store.writer()))
             async for piece in self._pieces(request):
                 await self._file_work(writer.write, piece)
             return await self._file_work(partial(writer.commit, digest=digest))
         finally:
-            # Not cancelled half-way: after this no thread of ours has the file any more.
-            await asyncio.shield(self._thread(_drop, writer))
+            await asyncio.shield(self._thread(opened.close))
 
     async def _pieces(self, request: web.Request) -> AsyncIterator[bytes]:
-        """Yield the body in pieces of about ``PIECE_BYTES``, each a trip to a thread."""
+        """Yield the body in pieces of about ``RECEIVED_PIECE_BYTES``, each a trip to a thread."""
         gathered = bytearray()
         while True:
             try:
@@ -188,7 +190,7 @@ class ArtifactTransfers:
             except TimeoutError as error:
                 raise too_slow(self._limits.idle_timeout_s) from error
             gathered += block
-            if gathered and (not block or len(gathered) >= PIECE_BYTES):
+            if gathered and (not block or len(gathered) >= RECEIVED_PIECE_BYTES):
                 yield bytes(gathered)
                 gathered.clear()
             if not block:
@@ -197,12 +199,13 @@ class ArtifactTransfers:
     async def _stream(
         self, request: web.Request, response: web.StreamResponse, digest: str, part: Part
     ) -> web.StreamResponse:
-        file = await self._thread(self._store.open, digest)
+        opened = ExitStack()
         try:
+            file = await self._thread(lambda: opened.enter_context(self._store.open(digest)))
             await response.prepare(request)
             left, start = part.size_bytes, part.start
             while left > 0:
-                piece = await self._thread(_read, file, start, min(left, PIECE_BYTES))
+                piece = await self._thread(_read, file, start, min(left, SENT_PIECE_BYTES))
                 if not piece:
                     raise OSError("the file ended early")
                 async with asyncio.timeout(self._limits.idle_timeout_s):
@@ -211,7 +214,9 @@ class ArtifactTransfers:
                 left -= len(piece)
                 start += len(piece)
             await response.write_eof()
-        except (OSError, TimeoutError) as error:
+        except OSError as error:  # TimeoutError is one
+            if not response.prepared:
+                raise
             # The answer has begun, so the only honest end is a cut: the client sees that bytes are missing.
             if not isinstance(error, ConnectionError):
                 _log.warning("download_cut", digest=digest, error=type(error).__name__)
@@ -219,7 +224,7 @@ class ArtifactTransfers:
                 request.transport.abort()
             raise ConnectionResetError("the download was cut") from error
         finally:
-            await asyncio.shield(self._thread(file.close))
+            await asyncio.shield(self._thread(opened.close))
         return response
 
     async def _file_work(self, work: Callable[..., T], *args: object) -> T:
@@ -261,7 +266,7 @@ class _Slots:
         self._free = slots_max
         self._retry_after_s = retry_after_s
 
-    @contextlib.contextmanager
+    @contextmanager
     def one(self) -> Iterator[None]:
         """Hold one slot. Raises UnavailableError."""
         if self._free == 0:
@@ -280,7 +285,3 @@ class _Slots:
 def _read(file: BinaryIO, start: int, size_bytes: int) -> bytes:
     file.seek(start)
     return file.read(size_bytes)
-
-
-def _drop(writer: ArtifactWriter) -> None:
-    writer.drop()

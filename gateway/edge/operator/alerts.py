@@ -63,6 +63,7 @@ class AlertBody(Strict):
         default=None,
         min_length=1,
         max_length=KEY_LEN_MAX,
+        pattern=r"^[^\x00-\x1f\x7f]*$",
         description="A newer alert of the channel with the same key supersedes this one.",
     )
 

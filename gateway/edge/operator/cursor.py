@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 from device_sdk.wire import cbor
 from device_sdk.wire.errors import WireError
+from device_sdk.wire.limits import INTEGER_MAX
 from gateway.edge.problem import RequestError
 
 KeyT = TypeVar("KeyT", str, int, bytes)
@@ -36,9 +37,16 @@ def decode_cursor(text: str, operation: str, key: type[KeyT]) -> KeyT:
     if not isinstance(value, list) or len(value) != 2 or value[0] != operation or type(value[1]) is not key:
         raise _not_a_cursor()
     after: KeyT = value[1]
-    if encode_cursor(operation, after) != text:  # one cursor, one text
+    if not _is_storable(after) or encode_cursor(operation, after) != text:  # one cursor, one text
         raise _not_a_cursor()
     return after
+
+
+def _is_storable(after: str | int | bytes) -> bool:
+    """Return whether a database takes it as an argument: none was made of anything else."""
+    if isinstance(after, str):
+        return "\0" not in after
+    return not isinstance(after, int) or 0 <= after <= INTEGER_MAX
 
 
 def _not_a_cursor() -> RequestError:

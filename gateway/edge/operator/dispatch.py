@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from aiohttp.typedefs import Handler
 
 from device_sdk.wire.errors import WireError
 from device_sdk.wire.names import FleetName, parse_fleet_name

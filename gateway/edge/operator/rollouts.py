@@ -33,6 +33,7 @@ class RolloutBody(Strict):
         default=None,
         min_length=1,
         max_length=SELECTOR_LEN_MAX,
+        pattern=r"^[^\x00]*$",
         description="Which of the channel's devices (selectors.md); null: all.",
     )
     name: Label | None = Field(default=None, description="null: the release's.")

@@ -166,6 +166,7 @@ class TestAlert:
             {"text": "a", "ttl_s": 1.5},
             {"text": "a", "key": ""},
             {"text": "a", "key": "k" * 129},
+            {"text": "a", "key": "k\0"},
         ],
     )
     def test_refused(self, document: object) -> None:
