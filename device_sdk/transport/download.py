@@ -14,7 +14,13 @@ import aiohttp
 from yarl import URL
 
 from device_sdk.transport.http import Endpoint, retry_after_s
-from device_sdk.update.ports import FetchBusyError, Fetched, FetchError
+from device_sdk.update.ports import (
+    FetchBusyError,
+    Fetched,
+    FetchError,
+    FetchRangeError,
+    FetchUnreachableError,
+)
 
 CHUNK_BYTES: Final = 64 * 1024
 _REDIRECTS_MAX: Final = 5
@@ -61,6 +67,8 @@ class HTTPFetch:
                 url, headers=headers, timeout=timeout, max_redirects=_REDIRECTS_MAX
             ) as response:
                 yield _fetched(response, offset)
+        except aiohttp.ClientConnectorError as error:
+            raise FetchUnreachableError(f"{type(error).__name__}") from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise FetchError(f"{type(error).__name__}") from error
 
@@ -93,6 +101,8 @@ def _fetched(response: aiohttp.ClientResponse, offset: int) -> Fetched:
     """
     if response.status in (429, 503):
         raise FetchBusyError(retry_after_s(response.headers.get("Retry-After")))
+    if response.status == 416:
+        raise FetchRangeError("status 416")
     if response.status not in (200, 206):
         raise FetchError(f"status {response.status}")
     if response.headers.get("Content-Encoding", "identity") != "identity":
