@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -50,9 +50,14 @@ class Reader(Protocol):
 
 
 class Hub:
-    """Deliver to the channels that sessions on this node have."""
+    """Deliver to the channels that sessions on this node have.
+
+    Attributes:
+        unclaimed: Called with the key of a channel that got something while nobody here had it.
+    """
 
     def __init__(self, reader: Reader, *, clock: Clock, limits: HubLimits | None = None) -> None:
+        self.unclaimed: Callable[[HubKey], None] = lambda _: None
         self._reader = reader
         self._clock = clock
         self._limits = limits or HubLimits()
@@ -65,6 +70,10 @@ class Hub:
     def channel(self, key: HubKey) -> Channel | None:
         """Return the channel, if somebody on this node has it."""
         return self._channels.get(key)
+
+    def is_quiet(self, key: HubKey, head: int) -> bool:
+        """Return whether nobody here has the channel, and nothing above ``head`` was heard of it lately."""
+        return key not in self._channels and self._recent.get(key, (0, 0))[1] <= head
 
     def open(
         self, key: HubKey, *, id: int, fleet: FleetName, name: ChannelName, epoch: int, head: int
@@ -110,6 +119,7 @@ class Hub:
                 self._recent.move_to_end(key)
                 if len(self._recent) > _RECENT_LEN_MAX:
                     self._recent.popitem(last=False)
+                self.unclaimed(key)
             return
         if channel.epoch != epoch:
             self._discontinue(channel)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
@@ -14,7 +13,7 @@ class ExpiringCache(Generic[V]):
     def __init__(self, entries_max: int) -> None:
         assert entries_max > 0, "a cache for nothing"
         self._entries_max = entries_max
-        self._entries: OrderedDict[bytes, tuple[float, V]] = OrderedDict()
+        self._entries: dict[bytes, tuple[float, V]] = {}  # the least recently used first
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -28,15 +27,15 @@ class ExpiringCache(Generic[V]):
         if now >= ends_at:
             del self._entries[key]
             return None
-        self._entries.move_to_end(key)
+        self._entries[key] = self._entries.pop(key)
         return value
 
     def put(self, key: bytes, value: V, *, ends_at: float) -> None:
         """Keep ``value`` until ``ends_at`` (the clock of ``now``), in the place of what was there."""
+        self._entries.pop(key, None)
         self._entries[key] = (ends_at, value)
-        self._entries.move_to_end(key)
         if len(self._entries) > self._entries_max:
-            self._entries.popitem(last=False)
+            del self._entries[next(iter(self._entries))]
 
     def drop(self, key: bytes) -> None:
         """Forget ``key``; nothing happens if it is not there."""

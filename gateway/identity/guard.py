@@ -25,16 +25,16 @@ class RefusalGuard:
 
     def __init__(self, limits: IdentityLimits) -> None:
         self._limits = limits
-        self._accepted: OrderedDict[bytes, float] = OrderedDict()
+        self._accepted: dict[bytes, float] = {}  # the oldest first
         self._refused: OrderedDict[bytes, tuple[float, bool]] = OrderedDict()
         self._refused_lately_accepted = 0
 
     def accepted(self, key: bytes, now: float) -> None:
         """Note that the token ``key`` was admitted."""
+        self._accepted.pop(key, None)
         self._accepted[key] = now
-        self._accepted.move_to_end(key)
         if len(self._accepted) > self._limits.cache_entries_max:
-            self._accepted.popitem(last=False)
+            del self._accepted[next(iter(self._accepted))]
 
     def forget(self, key: bytes) -> None:
         """Do not count refusals of ``key``: it was taken back through the API, so they are expected."""

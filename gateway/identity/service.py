@@ -40,7 +40,8 @@ class Judge(Protocol):
       other statuses, malformed answers, an open circuit.
     * ``judge`` ends within a bounded time and may be cancelled at any point.
     * Two credentials with one ``key`` are one question.
-    * ``kept`` is the least of a credential that still asks the same question: a session keeps it to ask again.
+    * ``kept`` is the least of a credential that still asks the same question: a session keeps it to ask
+      again. The ``Authorization`` header is in it.
     """
 
     def key(self, credential: Credential) -> bytes: ...
@@ -57,7 +58,7 @@ class UnconfiguredJudge:
         return credential.sha256
 
     def kept(self, credential: Credential) -> Credential:
-        return Credential(token=credential.token)
+        return Credential(credential.token, (("Authorization", f"Bearer {credential.token}"),))
 
     async def judge(self, credential: Credential) -> Verdict:
         """Raise ``OriginUnavailableError`` with the code ``origin_unconfigured``, always."""

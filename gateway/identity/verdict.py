@@ -12,6 +12,8 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from sys import intern
+from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, cast
 
 from device_sdk.wire.errors import MalformedError
@@ -34,6 +36,9 @@ GRANTS_MAX: Final = CHANNELS_MAX - 1
 ANSWER_SIZE_BYTES_MAX: Final = 64 * 1024  # a verdict in JSON or a claims set; longer is malformed
 
 _KINDS: Final = ("alert", "update")
+_SHARED_LEN_MAX: Final = 4096
+_SHARED: Final[dict[tuple[ChannelGrant, ...], tuple[ChannelGrant, ...]]] = {}
+_NO_ATTRIBUTES: Final[Mapping[str, AttributeValue]] = MappingProxyType({})
 
 
 class ChannelGrant(NamedTuple):
@@ -144,7 +149,7 @@ def parse_verdict_headers(headers: Mapping[str, str]) -> Verdict:
 def _verdict(fields: Mapping[str, object], *, device_key: str, expires_at: int | None) -> Verdict:
     return Verdict(
         device_id=parse_device_id(fields.get(device_key)),
-        fleet=parse_fleet_name(fields.get("fleet")),
+        fleet=FleetName(intern(parse_fleet_name(fields.get("fleet")))),
         channels=_channels(fields.get("channels")),
         attributes=_attributes(fields.get("attributes")),
         expires_at=expires_at,
@@ -172,17 +177,23 @@ def _channels(value: object) -> tuple[ChannelGrant, ...]:
             raise MalformedError("a channel's kind is alert or update")
         if kinds.setdefault(name, kind) != kind:
             raise MalformedError("a channel is named with two kinds")
-    return tuple(ChannelGrant(name, kinds[name]) for name in sorted(kinds))
+    grants = tuple(ChannelGrant(name, kinds[name]) for name in sorted(kinds))
+    # The devices of a fleet mostly have the same channels: they share one tuple.
+    if len(_SHARED) >= _SHARED_LEN_MAX:
+        _SHARED.clear()
+    return _SHARED.setdefault(grants, grants)
 
 
 def _attributes(value: object) -> Mapping[str, AttributeValue]:
     if value is None:
-        return {}
+        return _NO_ATTRIBUTES
     fields = _mapping(value, "attributes")
     if len(fields) > ATTRIBUTES_MAX:
         raise MalformedError(f"more than {ATTRIBUTES_MAX} attributes")
+    if not fields:
+        return _NO_ATTRIBUTES
     return {
-        str(parse_channel_name(name)): _attribute(attribute)
+        intern(parse_channel_name(name)): _attribute(attribute)
         for name, attribute in fields.items()
         if attribute is not None
     }

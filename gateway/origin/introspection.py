@@ -50,7 +50,7 @@ class IntrospectionJudge:
         return credential.sha256
 
     def kept(self, credential: Credential) -> Credential:
-        return Credential(token=credential.token)
+        return Credential(credential.token, (("Authorization", f"Bearer {credential.token}"),))
 
     async def judge(self, credential: Credential) -> Verdict:
         form = {"token": credential.token, **self._form}

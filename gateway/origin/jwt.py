@@ -50,7 +50,7 @@ class JWTJudge:
         return credential.sha256
 
     def kept(self, credential: Credential) -> Credential:
-        return Credential(token=credential.token)
+        return Credential(credential.token, (("Authorization", f"Bearer {credential.token}"),))
 
     async def judge(self, credential: Credential) -> Verdict:
         kid, alg = self._header(credential.token)

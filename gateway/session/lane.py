@@ -27,7 +27,7 @@ class Lane:
         resent_upto: Alerts up to here were sent before; they carry the attempt.
         since: When the device last made progress or was sent its oldest unacknowledged page, monotonic.
         deadline: When ``acked + 1`` is sent again; 0: nothing is waited for.
-        interval: Id of the open live interval.
+        interval: Number of the open live interval in its session.
         is_busy: A read or a commit for this lane is under way.
     """
 
@@ -72,7 +72,7 @@ class Lane:
         self.resent_upto = 0
         self.since = now
         self.deadline = 0.0
-        self.interval: bytes | None = None
+        self.interval: int | None = None
         self.is_busy = False
         self.index = -1
 

@@ -38,6 +38,7 @@ from device_sdk.wire.messages import (
     encode_cbor,
     encode_json,
 )
+from device_sdk.wire.names import own_channel
 from gateway.errors import GatewayError, StorageUnavailableError
 from gateway.fleet.facts import (
     Adopted,
@@ -103,10 +104,10 @@ class Session:
         "credit",
         "credit_bytes",
         "device_key",
-        "enrolment_id",
         "fleet_key",
         "id",
         "in_flight",
+        "intervals",
         "is_json",
         "is_stalled",
         "is_waiting",
@@ -133,13 +134,13 @@ class Session:
         self.id = b""
         self.fleet_key = 0
         self.device_key = 0
-        self.enrolment_id = b""
         self.boot_id = b""
         self.window = 0
         self.credit = 0
         self.credit_bytes = node.limits.window_size_bytes_max
         self.rtt_s = 0.0
         self.in_flight = 0
+        self.intervals = 0  # live intervals opened so far
         self.is_waiting = False
         self.is_stalled = False
         self.lanes: tuple[Lane, ...] = ()
@@ -204,7 +205,6 @@ class Session:
         self.id = secrets.token_bytes(SESSION_ID_SIZE)
         self.fleet_key = connected.fleet_key
         self.device_key = connected.device_key
-        self.enrolment_id = connected.enrolment_id
         self.boot_id = hello.boot_id
         self._set_window(hello.window)
         heads: dict[str, Position] = {}
@@ -218,7 +218,10 @@ class Session:
             if found.kind != "alert":
                 continue
             heads[found.channel] = Position(found.channel_epoch, found.head)
-            lane, lost = self._lane(found, hello.positions.get(found.channel), now)
+            told = hello.positions.get(found.channel)
+            if self._is_asleep(found, told):
+                continue
+            lane, lost = self._lane(found, told, now)
             lanes.append(lane)
             if lost is not None:
                 first.append(lost)
@@ -245,6 +248,20 @@ class Session:
             self._attempt_again(lane, now)
         for lane in self.lanes:
             self.pump(lane)
+
+    def _is_asleep(self, found: ConnectedSubscription, told: Position | None) -> bool:
+        """Return whether this is the device's own channel with nothing in it for the device.
+
+        Every device has one and hardly any ever gets an alert there, so it gets a lane when there is one
+        (``Sessions.unclaimed``).
+        """
+        stands = Position(found.channel_epoch, found.head)
+        return (
+            found.channel == own_channel(self.verdict.device_id)
+            and (found.epoch, found.offset) == stands
+            and (told is None or told == stands)
+            and self.node.hub.is_quiet(device_channel(self.fleet_key, found.channel), found.head)
+        )
 
     def _lane(
         self, found: ConnectedSubscription, told: Position | None, now: float
@@ -333,7 +350,8 @@ class Session:
         """Apply one position of an ack; return whether it moved."""
         lane = self.lane(name)
         if lane is None:
-            self.send(Error(code="unknown_channel", ref=name))
+            if name != own_channel(self.verdict.device_id):  # asleep: there is nothing to acknowledge
+                self.send(Error(code="unknown_channel", ref=name))
             return False
         if not self.is_position(lane, position):
             self.send(Error(code="bad_position", ref=name))
@@ -421,7 +439,8 @@ class Session:
                     for name, position in message.positions.items():
                         lane = self.lane(name)
                         if lane is None:
-                            errors.append(Error(code="unknown_channel", ref=name))
+                            if name != own_channel(self.verdict.device_id):
+                                errors.append(Error(code="unknown_channel", ref=name))
                         elif not self.is_position(lane, position):
                             errors.append(Error(code="bad_position", ref=name))
                         elif received := self.take_position(lane, position.offset, now):
@@ -560,12 +579,13 @@ class Session:
         channel = lane.channel
         assert lane.sent == channel.head, "live means sent everything below next"
         channel.leave(lane)
-        lane.interval = secrets.token_bytes(16)
+        self.intervals += 1
+        lane.interval = self.intervals
         lane.live_first = channel.next
         channel.join_live(lane)
         self.node.writer.put(
             IntervalOpened(
-                lane.interval,
+                self._interval_id(lane.interval),
                 self.device_key,
                 channel.id,
                 channel.epoch,
@@ -577,8 +597,11 @@ class Session:
     def left_live(self, lane: Lane, sent: int) -> None:
         """The lane is behind from now on; the last alert it was sent live is ``sent``."""
         assert lane.interval is not None, "it was live"
-        self.node.writer.put(IntervalClosed(lane.interval, sent, self.node.clock.now_ms()))
+        self.node.writer.put(IntervalClosed(self._interval_id(lane.interval), sent, self.node.clock.now_ms()))
         lane.interval = None
+
+    def _interval_id(self, number: int) -> bytes:
+        return self.id[:12] + number.to_bytes(4, "big")
 
     def lost_continuity(self, lane: Lane) -> None:
         """The channel is not the one it was: the device comes back and learns of it."""
@@ -782,7 +805,8 @@ class Session:
             if name not in have or name in removed:
                 lane, _ = self._lane(sub, None, now)
                 added.append(lane)
-                positions[name] = Position(sub.channel_epoch, lane.acked)
+                if name != own_channel(self.verdict.device_id):  # that one it has always had
+                    positions[name] = Position(sub.channel_epoch, lane.acked)
         self.lanes = (*kept, *added)
         self.update_channels = tuple(sub.channel_id for sub in found if sub.kind == "update")
         gone = tuple(name for name in removed if name not in wanted)

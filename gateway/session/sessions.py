@@ -15,8 +15,10 @@ from zlib import crc32
 
 from device_sdk.wire.close_codes import CloseCode
 from device_sdk.wire.messages import Roots
+from device_sdk.wire.names import DeviceId
 from gateway.errors import GatewayError
-from gateway.fleet.model import ConnectedSubscription
+from gateway.fleet.model import ConnectedSubscription, Device
+from gateway.hub import HubKey
 from gateway.session.ports import Node
 from gateway.session.session import Session, State
 from gateway.telemetry import logger
@@ -42,6 +44,10 @@ class SubscriptionStore(Protocol):
         ...
 
     async def root_document(self, fleet_key: int) -> tuple[int, bytes | None]: ...
+
+    async def device(self, fleet_key: int, device_id: DeviceId) -> Device:
+        """Raises NotFoundError."""
+        ...
 
 
 class CancelSource(Protocol):
@@ -80,6 +86,7 @@ class Sessions:
         self._slots: tuple[dict[Visited, None], ...] = tuple({} for _ in range(_SLOTS))
         self._by_device: dict[int, Session] = {}
         self._by_update_channel: defaultdict[int, dict[Session, None]] = defaultdict(dict)
+        node.hub.unclaimed = self.unclaimed
 
     def __len__(self) -> int:
         return len(self._by_device)
@@ -177,6 +184,18 @@ class Sessions:
 
     def _device_keys(self, channel_id: int) -> list[int]:
         return [session.device_key for session in self._by_update_channel.get(channel_id, ())]
+
+    # --- a device's own channel -----------------------------------------------------------------------------
+
+    def unclaimed(self, key: HubKey) -> None:
+        """A channel that no session here has got an alert: a device's own, if it is connected (``Hub``)."""
+        if key.kind == "device" and key.name.startswith("~"):
+            self.node.spawn(self._wake(key), name=f"sessions.wake[{key.name}]")
+
+    async def _wake(self, key: HubKey) -> None:
+        device_key = (await self._store.device(key.fleet, DeviceId(key.name[1:]))).key
+        if device_key in self._by_device:
+            await self._resubscribe(device_key)
 
     # --- operators ----------------------------------------------------------------------------------------
 

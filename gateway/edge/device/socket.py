@@ -54,7 +54,7 @@ class SocketSession(Session):
     connection: Connection
 
     def __init__(
-        self, admission: Admission, credential: Credential, verdict: Verdict, *, is_json: bool, now: float
+        self, admission: Admission, credential: str, verdict: Verdict, *, is_json: bool, now: float
     ) -> None:
         super().__init__(admission.node, verdict, is_json=is_json, now=now)
         self._admission = admission
@@ -112,6 +112,8 @@ class SocketSession(Session):
         self.resume()
 
     def closed(self, code: int, reason: str) -> None:
+        if self.state is not State.CLOSED and self.connection.closed_by_us:
+            self.node.metrics.closed(code)  # a violation that the connection answered by itself
         self.ended()
 
     async def _hello(self, hello: Hello) -> None:
@@ -185,8 +187,10 @@ class SocketSession(Session):
                 return
             self._buffered = size
         if self._pinged_at:
-            # A reader that is slow cannot have answered: its time is the outbox's.
-            if now - self._pinged_at >= limits.pong_timeout_s and not self.is_stalled:
+            # Who is slow to read cannot have answered, and while we do not read we cannot know.
+            if self.is_stalled or self._holds:
+                self._pinged_at = now
+            elif now - self._pinged_at >= limits.pong_timeout_s:
                 self.close(CloseCode.NO_PONG)
                 return
         elif now >= self._next_ping_at:
@@ -206,7 +210,7 @@ class SocketSession(Session):
 
     async def _check(self) -> None:
         try:
-            verdict = await self._admission.revalidate(self, self._credential)
+            verdict = await self._admission.revalidate(self, Credential.unpacked(self._credential))
             self._validity = self._valid(verdict)
         except CredentialRefusedError as error:
             self.close(close_code_of(error))
@@ -234,7 +238,7 @@ async def connect(request: web.Request, admission: Admission, limits: WebSocketL
     credential, verdict = await admission.judge(request)
     session = SocketSession(
         admission,
-        admission.identity.kept(credential),
+        admission.identity.kept(credential).packed(),
         verdict,
         is_json=subprotocol == JSON_SUBPROTOCOL,
         now=admission.node.clock.monotonic(),
