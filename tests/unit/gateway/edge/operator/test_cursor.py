@@ -10,7 +10,6 @@ from device_sdk.wire import cbor
 from gateway.edge.operator.cursor import decode_cursor, encode_cursor
 from gateway.edge.problem import RequestError
 
-
 names = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 
 
