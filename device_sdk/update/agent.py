@@ -50,6 +50,10 @@ class UpdateAgent:
             refused then.
         build_time_ms: No earlier time is believed.
         request_statement: Called when an update waits for a statement: the client says hello again.
+
+    Raises:
+        WireError: The state holds the root document of another fleet: a device that changes its fleet
+            begins with an empty state.
     """
 
     def __init__(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
 
 from device_sdk.update import (
     FetchBusyError,
+    Fetched,
     FetchError,
     RebootRequiredError,
     Step,
@@ -321,6 +324,32 @@ class TestCancel:
         await task
         assert states(world)[-1] == "cancelled"
 
+    async def test_during_a_download_whose_connection_breaks_as_it_is_closed(self) -> None:
+        world = World()
+        agent = world.open_trusting()
+        honest = world.server.fetch
+        closed: list[None] = []
+
+        @asynccontextmanager
+        async def breaking(uri: str, *, offset: int, etag: str | None) -> AsyncIterator[Fetched]:
+            try:
+                async with honest(uri, offset=offset, etag=etag) as answer:
+                    yield answer
+            finally:
+                closed.append(None)
+                raise FetchError("it broke as it was closed")
+
+        world.server.fetch = breaking  # type: ignore[method-assign]
+        world.server.chunk = 1
+        await agent.receive_update(world.update())
+        task = asyncio.create_task(agent.work())
+        while not world.slots().get("main.b"):
+            await asyncio.sleep(0)
+        agent.cancel(deployment(1))
+        await task
+        assert len(closed) == len(world.server.requests) == 1
+        assert states(world)[-1] == "cancelled"
+
     async def test_of_what_has_ended_is_answered_with_the_outcome(self) -> None:
         world = World()
         world.open_trusting()
@@ -604,6 +633,22 @@ class TestTrial:
         await world.work()
         assert states(world, 2)[-1] == "committed"
         assert len(world.server.requests) == requests  # its bytes were still there
+
+    async def test_a_trial_that_the_record_lost_is_begun_again(self) -> None:
+        world = World()
+        world.open_trusting()
+        await world.agent.receive_update(world.update())
+
+        def lose(report: Report) -> None:
+            if report.state == "rebooting":
+                newest = world.installer._records["main"].counter % 2
+                world.flash.replace(f"main.boot.{newest}", b"damaged")
+                world.installer._records["main"] = world.installer._load("main")
+                assert world.installer._records["main"].trial is None
+
+        world.on_report = lose
+        await world.work()
+        assert states(world) == STEPS
 
     async def test_a_slot_that_lost_the_image_fails(self) -> None:
         world = World()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 
 import pytest
@@ -95,6 +96,4 @@ def test_no_record_is_none(data: bytes | None) -> None:
 
 @pytest.mark.parametrize("content", [b"\xff", b"\xa0", b"\x80"])
 def test_other_content_with_a_good_crc_is_none(content: bytes) -> None:
-    import zlib
-
     assert decode(content + zlib.crc32(content).to_bytes(4, "big")) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import pytest
 
@@ -352,6 +353,21 @@ class TestFlash:
         device.installer._files.append = full  # type: ignore[method-assign]
         with pytest.raises(NoSpaceError):
             await device.download()
+
+    async def test_bytes_that_are_not_there_after_all_are_fetched_again(self) -> None:
+        device = Device()
+        device.server.script = [cut(BYTES, 600)]
+
+        async def nothing(component: str, offset: int, size: int) -> bytes:
+            return b""
+
+        device.limits = replace(device.limits, attempts_max=1)
+        with pytest.raises(DownloadFailedError):
+            await device.download()
+        device.restart()
+        device.installer.read = nothing  # type: ignore[method-assign]
+        assert await device.download(etag='"1"') == BYTES
+        assert device.asked()[-1] == (0, None)
 
     async def test_a_failing_flash_is_not_taken_for_the_network(self) -> None:
         device = Device()
