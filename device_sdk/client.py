@@ -41,7 +41,15 @@ from device_sdk.transport.http import Encoding, Endpoint, open_session, parse_ga
 from device_sdk.transport.link import Link, LinkClosedError, Transport
 from device_sdk.transport.longpoll import LongPollTransport
 from device_sdk.transport.websocket import WebSocketTransport
-from device_sdk.update import DeviceClock, Fetch, Installer, SlotInstaller, UpdateAgent, UpdateLimits
+from device_sdk.update import (
+    DeviceClock,
+    Fetch,
+    Installer,
+    RebootRequiredError,
+    SlotInstaller,
+    UpdateAgent,
+    UpdateLimits,
+)
 from device_sdk.update.slots import SlotFiles
 from device_sdk.wire.errors import MalformedError
 from device_sdk.wire.keys import PublicKey
@@ -56,7 +64,7 @@ ATTRIBUTES_SIZE_MAX: Final = 4096
 
 TransportName = Literal["auto", "websocket", "longpoll"]
 AlertHandler = Callable[[ReceivedAlert], Awaitable[None]]
-TransportFactory = Callable[[str, aiohttp.ClientSession, Endpoint], Transport]
+TransportFactory = Callable[[str, aiohttp.ClientSession, Endpoint, DeviceClock], Transport]
 FetchFactory = Callable[[aiohttp.ClientSession, Endpoint, Callable[[], Awaitable[str]]], Fetch]
 
 
@@ -68,6 +76,7 @@ class ClientLimits:
         handler_timeout_s: A handler that takes longer counts as one that raised.
         token_poll_s: How often a token function is asked while the last token is refused.
         store_retry_s: Pause of the handler loop after the flash failed.
+        reboot_grace_s: What reports may take to be recorded before ``run`` asks for a restart.
     """
 
     core: CoreLimits = field(default_factory=CoreLimits)
@@ -80,6 +89,7 @@ class ClientLimits:
     handler_timeout_s: float = 600.0
     token_poll_s: float = 60.0
     store_retry_s: float = 5.0
+    reboot_grace_s: float = 5.0
 
     def __post_init__(self) -> None:
         inbox_max = self.inbox.size_max_bytes * self.inbox.hard_factor + self.inbox.app_size_max_bytes
@@ -97,12 +107,14 @@ class ClientStatus:
     last_ending: str | None = None
 
 
-def make_transport(name: str, session: aiohttp.ClientSession, endpoint: Endpoint) -> Transport:
+def make_transport(
+    name: str, session: aiohttp.ClientSession, endpoint: Endpoint, clock: DeviceClock
+) -> Transport:
     """Return the transport ``websocket`` or ``longpoll``."""
     if name == "websocket":
         return WebSocketTransport(session, endpoint)
     assert name == "longpoll", name
-    return LongPollTransport(session, endpoint)
+    return LongPollTransport(session, endpoint, clock)
 
 
 class DeviceClient:
@@ -228,6 +240,7 @@ class DeviceClient:
         self._is_running = False
         self._wake = asyncio.Event()  # the core may have something to say
         self._alerts = asyncio.Event()  # the inbox may have something to hand over
+        self._stored = asyncio.Event()  # something came, and is on stable storage
         self._renew = asyncio.Event()  # a new connection is asked for
         self._changed = asyncio.Event()  # another token, other attributes: a refusal no longer counts
         self._connected = asyncio.Event()
@@ -269,7 +282,7 @@ class DeviceClient:
                 tasks = [
                     group.create_task(self._connections(parts), name=f"{name}.connection"),
                     group.create_task(self._handler(parts), name=f"{name}.handler"),
-                    group.create_task(parts.updates.run(), name=f"{name}.updates"),
+                    group.create_task(self._updates(parts), name=f"{name}.updates"),
                 ]
                 await self._stopping.wait()
                 for task in tasks:
@@ -365,7 +378,7 @@ class DeviceClient:
                     limits=self._limits.connection,
                     wake=self._wake,
                     on_welcome=on_welcome,
-                    on_stored=self._alerts.set,
+                    on_stored=self._on_stored,
                     asked_to_end=self._renew,
                     end_at=parts.choice.return_at,
                 ).run()
@@ -385,7 +398,7 @@ class DeviceClient:
 
     @asynccontextmanager
     async def _link(self, parts: _Parts, name: str, token: str) -> AsyncIterator[Link]:
-        transport = self._transport_factory(name, parts.session, self._endpoint)
+        transport = self._transport_factory(name, parts.session, self._endpoint, self._clock)
         link = await transport.connect(parts.core.hello(), token)
         try:
             yield link
@@ -490,6 +503,21 @@ class DeviceClient:
         if nack is not None:
             parts.core.nacked(nack)
 
+    # --- updates ------------------------------------------------------------------------------------------
+
+    async def _updates(self, parts: _Parts) -> None:
+        try:
+            await parts.updates.run()
+        except RebootRequiredError:
+            # Reports are durable; those who watch see "rebooting" before the silence all the same.
+            ends_at = self._clock.monotonic() + self._limits.reboot_grace_s
+            while self.status.is_connected and parts.updates.pending_reports():
+                self._stored.clear()
+                left_s = ends_at - self._clock.monotonic()
+                if left_s <= 0 or not await wait_for_event(self._stored, self._clock, left_s):
+                    break
+            raise
+
     # --- parts --------------------------------------------------------------------------------------------
 
     @property
@@ -544,6 +572,10 @@ class DeviceClient:
             reconnect=Reconnect(store, self._random, limits.reconnect),
             choice=TransportChoice(self._names, limits.choice),
         )
+
+    def _on_stored(self) -> None:
+        self._alerts.set()
+        self._stored.set()
 
     def _report_came(self, report: Report) -> None:
         self._wake.set()

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import aiohttp
@@ -25,6 +24,7 @@ from device_sdk.transport.http import (
     retry_after_s,
 )
 from device_sdk.transport.link import LinkClosedError
+from device_sdk.update.ports import DeviceClock
 from device_sdk.wire.errors import WireError
 from device_sdk.wire.messages import Ack, FromDevice, FromGateway, Hello, Report, Welcome
 
@@ -41,7 +41,7 @@ class LongPollTransport:
 
     Args:
         session: Stays the caller's.
-        monotonic: Seconds, for the pause between polls.
+        clock: For the pauses between polls.
     """
 
     name = "longpoll"
@@ -50,15 +50,14 @@ class LongPollTransport:
         self,
         session: aiohttp.ClientSession,
         endpoint: Endpoint,
-        *,
-        monotonic: Callable[[], float] = time.monotonic,
+        clock: DeviceClock,
     ) -> None:
         self._session = session
         self._endpoint = endpoint
-        self._monotonic = monotonic
+        self._clock = clock
 
     async def connect(self, hello: Hello, token: str) -> LongPollLink:
-        link = LongPollLink(self._session, self._endpoint, token, self._monotonic)
+        link = LongPollLink(self._session, self._endpoint, token, self._clock)
         await link.open(hello)
         return link
 
@@ -71,7 +70,7 @@ class LongPollLink:
         session: aiohttp.ClientSession,
         endpoint: Endpoint,
         token: str,
-        monotonic: Callable[[], float],
+        clock: DeviceClock,
     ) -> None:
         self._session = session
         self._endpoint = endpoint
@@ -80,7 +79,7 @@ class LongPollLink:
             "Content-Type": CONTENT_TYPES[endpoint.encoding],
             "Accept": CONTENT_TYPES[endpoint.encoding],
         }
-        self._monotonic = monotonic
+        self._clock = clock
         self._wait_s = WAIT_MAX_S
         self._cursor: str | None = None  # acknowledged with the next poll
         self._next_cursor: str | None = None  # of what ``receive`` returned last
@@ -169,12 +168,12 @@ class LongPollLink:
             self._has_arrived.set()
 
     async def _messages(self) -> list[FromGateway]:
-        pause_s = self._not_before - self._monotonic()
+        pause_s = self._not_before - self._clock.monotonic()
         if self._next_cursor is not None:
             pause_s = UNCONFIRMED_PAUSE_S  # the same comes again: it could not be stored yet
         if pause_s > 0:
-            await asyncio.sleep(pause_s)
-        started = self._monotonic()
+            await self._clock.sleep(pause_s)
+        started = self._clock.monotonic()
         headers = {} if self._cursor is None else {"If-None-Match": self._cursor}
         status, etag, body = await self._request(
             "GET", f"v1/device/messages?wait={self._wait_s}", None, headers=headers, timeout_s=self._wait_s
