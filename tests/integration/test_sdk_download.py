@@ -149,11 +149,13 @@ class TestElsewhere:
 
     async def test_a_connection_cut_in_the_middle_is_a_failure_that_can_be_resumed(self, fetch, elsewhere):
         _, url = elsewhere
-        got = b""
-        context = fetch.fetch(f"{url}/cut", offset=0, etag=None)
-        fetched = await context.__aenter__()
+        got: list[bytes] = []
+
+        async def download() -> None:
+            async with fetch.fetch(f"{url}/cut", offset=0, etag=None) as fetched:
+                async for chunk in fetched.chunks:
+                    got.append(chunk)
+
         with pytest.raises(FetchError):
-            while True:
-                got += await anext(fetched.chunks)
-        await context.__aexit__(None, None, None)
-        assert got == IMAGE[:1_000]
+            await download()
+        assert b"".join(got) == IMAGE[:1_000]
