@@ -1,0 +1,253 @@
+"""``fleetcast-sim``: run a fleet of virtual devices against a gateway.
+
+Heavy imports stand inside the commands, so that ``--help`` stays fast.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from typer.core import TyperGroup
+
+from firmware_sim.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from device_sdk import PublicKey
+    from firmware_sim.result import Result
+    from firmware_sim.scenario import Scenario
+    from firmware_sim.simulation import Simulation
+
+USAGE: Final = 2
+
+
+class Program(TyperGroup):
+    """The commands: what they raise ends in lines on standard error and an exit status."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except ScenarioError as error:
+            for problem in error.problems:
+                print(f"error: {problem}", file=sys.stderr)
+        except OSError as error:
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(USAGE)
+
+
+app: Final = typer.Typer(
+    name="fleetcast-sim",
+    cls=Program,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+ScenarioArgument = Annotated[
+    str,
+    typer.Argument(metavar="SCENARIO", help="A TOML file, or the name of a scenario that comes along."),
+]
+DevicesOption = Annotated[
+    int | None,
+    typer.Option("--devices", metavar="N", min=1, max=100_000, help="Instead of the scenario's number."),
+]
+
+
+@app.callback()
+def fleetcast_sim() -> None:
+    """A fleet of virtual devices that can be broken on purpose.
+
+    The devices run the real device SDK; flash, power, bootloader and network are simulated and fail as the
+    scenario says, drawn from one seed. They need a gateway (fleetcast serve) whose origin knows their tokens:
+
+        fleetcast-sim tokens flaky --output tokens.txt
+
+        fleetcast-sim run flaky --fleet acme --tokens tokens.txt --release-key release.pub.pem
+
+    Exit status: 0 every device ended as the scenario expects, 1 some did not, 2 wrong usage or scenario.
+    """
+
+
+@app.command()
+def run(
+    scenario: ScenarioArgument,
+    fleet: Annotated[
+        str, typer.Option(metavar="NAME", envvar="FLEETCAST_FLEET", help="The fleet that all devices are of.")
+    ],
+    tokens: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", dir_okay=False, exists=True, help="A device id and its token on each line."
+        ),
+    ],
+    release_key: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="PUB.pem", dir_okay=False, exists=True, help="What devices trust; may be repeated."
+        ),
+    ],
+    url: Annotated[
+        str, typer.Option(metavar="URL", envvar="FLEETCAST_URL", help="Address of the gateway.")
+    ] = "http://127.0.0.1:8080",
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Instead of the scenario's: other faults.")
+    ] = None,
+    devices: DevicesOption = None,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Go on until Ctrl-C or SIGTERM, whatever comes of it.")
+    ] = False,
+    keep_flash: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", file_okay=False, help="Write each device's slots there at the end."),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="Write every fault there, a line of JSON each."),
+    ] = None,
+    is_json: Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show what the devices log, on standard error.")
+    ] = False,
+) -> None:
+    """Switch the devices on, and run until all are as expected or the scenario's time is over."""
+    import asyncio
+
+    import uvloop
+    from rich.console import Console
+
+    from firmware_sim.simulation import Simulation, write_flash
+    from firmware_sim.tokens import parse_tokens
+    from firmware_sim.view import live_view, print_end
+
+    _log_to_stderr(verbose)
+    simulation = Simulation(
+        _load(scenario, devices),
+        url=url,
+        fleet=fleet,
+        tokens=parse_tokens(tokens.read_text()),
+        release_keys=[_key(path) for path in release_key],
+        seed=seed,
+    )
+    console = Console(stderr=True)
+    with live_view(console) as show, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        result = runner.run(_run(simulation, show, has_end=not stay))
+    if keep_flash is not None:
+        write_flash(simulation.devices, keep_flash)
+    if trace is not None:
+        _write_trace(simulation, trace)
+    if is_json:
+        print(json.dumps(result.document(), separators=(",", ":")), flush=True)
+    else:
+        print_end(Console(), result)
+    raise typer.Exit(0 if result.is_met else 1)
+
+
+@app.command()
+def check(scenario: ScenarioArgument, devices: DevicesOption = None) -> None:
+    """Check a scenario and show its devices, without running it."""
+    from firmware_sim.scenario import sizes
+
+    found = _load(scenario, devices)
+    print(f"{found.name}: {found.devices} devices, seed {found.seed}, at most {found.duration_s:g} s")
+    for group, size in zip(found.groups, sizes(found, []), strict=True):
+        expected = " or ".join(group.expect.states) or "anything"
+        code = f" with {group.expect.code}" if group.expect.code else ""
+        mix = ", ".join(group.transports)
+        print(f"  {size:6} {group.name}: {mix}; expected: {expected}{code}")
+
+
+@app.command("list")
+def list_scenarios() -> None:
+    """List the scenarios that come along; ``show`` prints one, to start from."""
+    for name in _names():
+        print(f"{name:12} {_load(name, None).description}")
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Print a scenario that comes along."""
+    print(_text(name), end="")
+
+
+@app.command()
+def tokens(
+    scenario: ScenarioArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="A new file, mode 0600.")],
+    devices: DevicesOption = None,
+) -> None:
+    """Make a random token for each device of a scenario: for the origin to know, and for run."""
+    from firmware_sim.tokens import make_tokens
+
+    made = make_tokens(_load(scenario, devices))
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.writelines(f"{device_id} {token}\n" for device_id, token in made.items())
+
+
+def main() -> None:
+    """Run the program."""
+    app()
+
+
+async def _run(simulation: Simulation, show: Any, *, has_end: bool) -> Result:
+    import asyncio
+    import signal
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    return await simulation.run(stop, on_tick=show, has_end=has_end)
+
+
+def _load(name: str, devices: int | None) -> Scenario:
+    from firmware_sim.scenario_file import parse_scenario
+
+    return parse_scenario(_text(name), devices=devices)
+
+
+def _text(name: str) -> str:
+    if name in _names():
+        return (resources.files("firmware_sim") / "scenarios" / f"{name}.toml").read_text()
+    path = Path(name)
+    if not path.exists():
+        raise ScenarioError([f"{name}: neither a file nor one of {', '.join(_names())}"])
+    return path.read_text()
+
+
+def _names() -> list[str]:
+    folder = resources.files("firmware_sim") / "scenarios"
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def _key(path: Path) -> PublicKey:
+    from device_sdk import PublicKey
+    from device_sdk.wire.errors import WireError
+
+    try:
+        return PublicKey.load(path)
+    except WireError as error:
+        raise ScenarioError([f"{path}: {error}"]) from error
+
+
+def _write_trace(simulation: Simulation, path: Path) -> None:
+    with path.open("w") as file:
+        for device in simulation.devices:
+            for fault in device.trace.faults:
+                document = {"device": device.plan.device_id, "kind": fault.kind, "where": fault.where}
+                file.write(json.dumps(document) + "\n")
+
+
+def _log_to_stderr(is_verbose: bool) -> None:
+    """Show the SDK's log, or what is a fault of this program alone: devices are broken on purpose."""
+    logging.basicConfig(
+        level=logging.INFO if is_verbose else logging.CRITICAL,
+        format="%(asctime)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
