@@ -260,6 +260,7 @@ async def open_gateway(config: Config, *, clock: Clock | None = None) -> AsyncIt
             middlewares=[problem_middleware(metrics=metrics, clock=clock)],
             client_max_size=config.server.body_size_bytes_max,
         )
+        application.on_response_prepare.append(_anonymous)
         application.add_routes(
             [
                 *health.routes(
@@ -284,6 +285,7 @@ async def open_gateway(config: Config, *, clock: Clock | None = None) -> AsyncIt
             access_log=None,
             shutdown_timeout=config.server.shutdown_grace_s,
             max_field_size=_HEADER_SIZE_MAX,
+            auto_decompress=False,  # the API and the device plane refuse encodings, with a code
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -321,6 +323,11 @@ async def _retention(config: Config, store: SQLFleetStore, log: AlertLog, clock:
             continue
         for channel_id, _ in pruned:
             log.forget(channel_id)
+
+
+async def _anonymous(_request: web.Request, response: web.StreamResponse) -> None:
+    """Leave out which program, and of which version, answers."""
+    response.headers.popall("Server", None)
 
 
 async def _ask(database: Database) -> None:

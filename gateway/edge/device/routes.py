@@ -167,6 +167,8 @@ def _is_json_wanted(request: web.Request) -> bool:
 
 async def _read(request: web.Request, size_max: int) -> list[Message]:
     is_json = _is_json(request.content_type)
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise ProtocolViolationError("a body comes as it is", code="unsupported_media_type")
     body = bytearray()
     async for piece in request.content.iter_any():
         body += piece
