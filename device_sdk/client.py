@@ -28,7 +28,6 @@ from device_sdk.connection import (
     Connection,
     ConnectionLimits,
     EndedByUsError,
-    Token,
     gravest,
     wait_for_event,
 )
@@ -63,6 +62,8 @@ BOOT_ID_SIZE: Final = 16
 ATTRIBUTES_SIZE_MAX: Final = 4096
 
 TransportName = Literal["auto", "websocket", "longpoll"]
+Token = str | Callable[[], str | Awaitable[str]]
+"""A bearer token, or what gives one: called for each connection and each download."""
 AlertHandler = Callable[[ReceivedAlert], Awaitable[None]]
 TransportFactory = Callable[[str, aiohttp.ClientSession, Endpoint, DeviceClock], Transport]
 FetchFactory = Callable[[aiohttp.ClientSession, Endpoint, Callable[[], Awaitable[str]]], Fetch]

@@ -6,7 +6,7 @@ What is said and meant is ``core``; which transport, and when to come back, is `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
@@ -229,7 +229,3 @@ def _leaves(errors: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     for error in errors.exceptions:
         found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
     return found
-
-
-Token = str | Callable[[], str | Awaitable[str]]
-"""A bearer token, or what gives one: called for each connection and each download."""

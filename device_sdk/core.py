@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol, assert_never
 
 from device_sdk.errors import UpdateError
-from device_sdk.inbox import Entry, Inbox, State
+from device_sdk.inbox import Entry, Inbox, State, nack_key
 from device_sdk.outbox import NackOutbox, ReportRepeater
 from device_sdk.wire.cose import Keys
 from device_sdk.wire.errors import WireError
@@ -297,9 +297,8 @@ class DeviceCore:
         self._staged = {}
         self._inbox.add(self._staged_entries)
         self._staged_entries, self._staged_bytes = [], 0
-        for nack in self._staged_nacks:
-            self._nacks.add(nack)
-        self._staged_nacks = []
+        nacks, self._staged_nacks = self._staged_nacks, []
+        self._nacks.add(*nacks)
 
     @property
     def is_holding(self) -> bool:
@@ -392,7 +391,7 @@ class DeviceCore:
         _log.warning("alert %s/%d refused: %s", message.channel, message.offset, code)
         self.refusals += 1
         nack = Nack(message.channel, message.epoch, message.offset, code)
-        self._staged.update(self._nacks.changes(nack))
+        self._staged[nack_key(nack)] = code
         self._staged_nacks.append(nack)
         self._is_ack_urgent = True
 

@@ -30,26 +30,17 @@ class NackOutbox:
         self._sent_at: dict[str, float] = {}
         for key, code in state.items("nack/"):
             _, channel, epoch, offset = key.split("/")
-            assert isinstance(code, str), "written by changes"
+            assert isinstance(code, str), "written with the refusal"
             self._nacks[key] = Nack(channel, int(epoch, 16), int(offset, 16), code)
 
     def __len__(self) -> int:
         return len(self._nacks)
 
-    def changes(self, nack: Nack) -> dict[str, object | None]:
-        """Return what stores ``nack``; ``add`` it after the commit."""
-        changes: dict[str, object | None] = {nack_key(nack): nack.code}
-        if len(self._nacks) >= NACKS_MAX:
-            changes[next(iter(self._nacks))] = None
-        return changes
-
-    def add(self, nack: Nack) -> None:
-        """Queue a nack that is on stable storage."""
-        while len(self._nacks) >= NACKS_MAX:
-            oldest = next(iter(self._nacks))
-            del self._nacks[oldest]
-            self._sent_at.pop(oldest, None)
-        self._nacks[nack_key(nack)] = nack
+    def add(self, *nacks: Nack) -> None:
+        """Queue nacks that are on stable storage, under ``nack_key``."""
+        for nack in nacks:
+            self._nacks[nack_key(nack)] = nack
+        self._drop(list(self._nacks)[: max(0, len(self._nacks) - NACKS_MAX)])
 
     def connected(self) -> None:
         """A new connection knows of nothing that was sent before."""
