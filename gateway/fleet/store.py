@@ -148,7 +148,9 @@ class FleetStore(Protocol):
 
     async def subscribers(
         self, channel_id: int, *, after: int = 0, limit: int = 100
-    ) -> Sequence[tuple[DeviceId, Subscription]]: ...
+    ) -> Sequence[tuple[DeviceId, Subscription]]:
+        """By device key."""
+        ...
 
     async def subscribe(self, device_key: int, channel_id: int, *, now_ms: int) -> Subscription:
         """By the operator; one the origin made stays the origin's too."""

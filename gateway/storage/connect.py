@@ -87,8 +87,7 @@ def _connect(connection: Connection, writes: Sequence[Connect]) -> list[Connecte
     admitted = [one for one in arrivals if one.device is not None and one.device.is_enabled]
     if admitted:
         _update_devices(connection, admitted)
-        _apply_grants(connection, admitted)
-        _stand(connection, admitted)
+        _stand(connection, admitted, _apply_grants(connection, admitted))
     connected = _connected(connection, admitted)
     keys = {(one.verdict.fleet, one.verdict.device_id): connected[one.key] for one in admitted}
     return [
@@ -208,10 +207,11 @@ _SEE: Final = """
 # --- its channels -------------------------------------------------------------------------------------------
 
 
-def _apply_grants(connection: Connection, admitted: Sequence[_Arrival]) -> None:
-    """Make subscriptions what the verdicts say, leaving those that an operator made."""
+def _apply_grants(connection: Connection, admitted: Sequence[_Arrival]) -> Sequence[Row[Any]]:
+    """Make subscriptions what the verdicts say, leaving those that an operator made; return their rows."""
     have: dict[int, dict[str, Row[Any]]] = {one.key: {} for one in admitted}
-    for row in subscription_rows(connection, list(have)):
+    rows = subscription_rows(connection, list(have))
+    for row in rows:
         have[row.device_key][row.name] = row
     channels = _missing_channels(connection, admitted, have)
     added: list[tuple[int, Channel, bool, bool]] = []
@@ -246,6 +246,7 @@ def _apply_grants(connection: Connection, admitted: Sequence[_Arrival]) -> None:
         connection.execute(delete(subscription).where(subscription.c.id.in_(ended)))
     execute_rows(connection, _BY_ORIGIN, sorted(by_origin), _SET_BY_ORIGIN)
     add_subscriptions(connection, sorted(added, key=_new_order), admitted[0].write.now_ms)
+    return subscription_rows(connection, list(have)) if added or ended else rows
 
 
 def _missing_channels(
@@ -289,10 +290,9 @@ _SET_BY_ORIGIN: Final = """
 # --- its positions ------------------------------------------------------------------------------------------
 
 
-def _stand(connection: Connection, admitted: Sequence[_Arrival]) -> None:
+def _stand(connection: Connection, admitted: Sequence[_Arrival], rows: Sequence[Row[Any]]) -> None:
     """Take acks from the hellos (PROTOCOL §2.3), then see where each device stands."""
     by_key = {one.key: one for one in admitted}
-    rows = subscription_rows(connection, list(by_key))
     acks = {}
     for row in rows:
         told = by_key[row.device_key].hello.positions.get(row.name)

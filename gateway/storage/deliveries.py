@@ -117,7 +117,7 @@ def _received(page: Any, channel_id: int, epoch: int, offset: int) -> ScalarSele
             _FACT.last >= offset,
             _FACT.epoch == epoch,
         )
-        .order_by(_FACT.last, _FACT.id)
+        .order_by(_FACT.last)
         .limit(1)
     )
     return _scalar(first)

@@ -22,8 +22,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-# SQLite's SQLITE_MAX_VARIABLE_NUMBER is 32,766 since 3.32.
-_VARIABLES_MAX: Final = 32_000
+# Rows of one VALUES list. Each length is a statement of its own in the driver's cache, at half a KiB a row,
+# so there are few of them, and lists are filled up with rows of NULL.
+_LIST_LENGTHS: Final = (1, 4, 16, 64, 256)
 
 
 class Fault(enum.Enum):
@@ -97,7 +98,7 @@ def execute_rows(
     """Run ``statement`` once over ``rows``, which it sees as the table ``incoming``; return its rows, if any.
 
     The statement is SQL that both databases understand; only its table of rows is made here. SQLite gets them
-    in parts of some thousand.
+    in parts of at most 256. The first column is never NULL.
     """
     found: list[Any] = []
     if not rows:
@@ -106,9 +107,11 @@ def execute_rows(
         arrays = tuple(list(column) for column in zip(*rows, strict=True))
         result = connection.exec_driver_sql(_unnest(columns, statement), arrays)
         return list(result) if result.returns_rows else found
-    for part in _parts(rows, _VARIABLES_MAX // len(columns)):
-        values = tuple(value for row in part for value in row)
-        result = connection.exec_driver_sql(_values(columns, statement, len(part)), values)
+    for part in _parts(rows, _LIST_LENGTHS[-1]):
+        length = next(length for length in _LIST_LENGTHS if length >= len(part))
+        values = [value for row in part for value in row]
+        values += [None] * (length * len(columns) - len(values))
+        result = connection.exec_driver_sql(_values(columns, statement, length), tuple(values))
         if result.returns_rows:
             found += result
     return found
@@ -159,6 +162,17 @@ def lock_schema(connection: Connection) -> None:
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7163514288101)")
 
 
+def pass_turnstile(connection: Connection, *, is_closing: bool) -> None:
+    """Let those who offer updates pass together, and one who changes a rollout alone, in the order they come.
+
+    Row locks keep no order on PostgreSQL: who shares one lets others share it, and while offers overlap
+    without a pause an abort would wait for its own until it times out. SQLite has one writer, and its line.
+    """
+    if _is_postgresql(connection):
+        kind = "" if is_closing else "_shared"
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock{kind}(7163514288102)")
+
+
 def limit_statements(connection: Connection, *, lock_timeout_ms: int, statement_timeout_ms: int) -> None:
     """Bound how long each statement of this transaction waits and runs. SQLite has its busy timeout."""
     if _is_postgresql(connection):
@@ -173,11 +187,12 @@ def _unnest(columns: Columns, statement: str) -> str:
     return f"WITH incoming({names}) AS (SELECT * FROM unnest({arrays})) {statement}"
 
 
-@lru_cache(maxsize=1024)
-def _values(columns: Columns, statement: str, count: int) -> str:
+@lru_cache(maxsize=256)
+def _values(columns: Columns, statement: str, length: int) -> str:
     names = ", ".join(name for name, _ in columns)
     row = "(" + ",".join("?" * len(columns)) + ")"
-    return f"WITH incoming({names}) AS (VALUES {','.join([row] * count)}) {statement}"
+    rows = f"SELECT * FROM (VALUES {','.join([row] * length)}) WHERE column1 IS NOT NULL"
+    return f"WITH incoming({names}) AS ({rows}) {statement}"
 
 
 def _parts(rows: Sequence[Sequence[object]], size: int) -> Iterator[Sequence[Sequence[object]]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -178,7 +179,7 @@ def sqlite_engine(url: URL, *, begin: str, busy_timeout_ms: int, query_only: boo
     engine = create_engine(
         url,
         poolclass=NullPool,
-        connect_args={"check_same_thread": False, "cached_statements": 512, "isolation_level": None},
+        connect_args={"check_same_thread": False, "cached_statements": 16, "isolation_level": None},
     )
     pragmas = [
         f"busy_timeout={busy_timeout_ms}",
@@ -187,7 +188,7 @@ def sqlite_engine(url: URL, *, begin: str, busy_timeout_ms: int, query_only: boo
         "foreign_keys=ON",
         "wal_autocheckpoint=4000",
         "journal_size_limit=67108864",
-        "cache_size=-32768",
+        "cache_size=-4096",
         "temp_store=MEMORY",
         f"query_only={'ON' if query_only else 'OFF'}",
     ]
@@ -207,6 +208,11 @@ def sqlite_engine(url: URL, *, begin: str, busy_timeout_ms: int, query_only: boo
     return engine
 
 
+# A thread that comes back from SQLite waits this long for the interpreter while the event loop is busy; by
+# default 5 ms, several times a transaction.
+_SWITCH_INTERVAL_S: Final = 0.001
+
+
 class _SQLite(Database):
     """One file, one writer thread, a few reader threads; with WAL none of them waits for another."""
 
@@ -221,6 +227,7 @@ class _SQLite(Database):
             )
         except OSError as error:
             raise StorageUnavailableError(f"the database file cannot be made: {error.strerror}") from error
+        sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_INTERVAL_S))
         self._writer = _Threads(writer, 1, limits.waiting_max, "sqlite-writer")
         self._readers = _Threads(reader, limits.readers, limits.waiting_max, "sqlite-reader")
 

@@ -27,12 +27,12 @@ def subscriptions_of(connection: Connection, device_key: int) -> Sequence[Subscr
 def subscribers_after(
     connection: Connection, channel_id: int, after: int, limit: int
 ) -> Sequence[tuple[DeviceId, Subscription]]:
-    """By rising subscription id."""
+    """By rising device key, which is what ``after`` names."""
     query = (
         select(*_COLUMNS, device.c.device_id)
         .select_from(_JOINED.join(device, device.c.id == subscription.c.device_key))
-        .where(subscription.c.channel_id == channel_id, subscription.c.id > after)
-        .order_by(subscription.c.id)
+        .where(subscription.c.channel_id == channel_id, subscription.c.device_key > after)
+        .order_by(subscription.c.device_key)
         .limit(limit)
     )
     return [(DeviceId(row.device_id), _subscription(row)) for row in connection.execute(query)]

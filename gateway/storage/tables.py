@@ -122,7 +122,7 @@ subscription = Table(
     Column("attempts", Integer, nullable=False, server_default="0"),  # at stuck_offset
     Column("created_at", BigInteger, nullable=False),
     UniqueConstraint("device_key", "channel_id"),
-    Index("ix_subscription_channel_id", "channel_id"),
+    Index("ix_subscription_channel_id", "channel_id", "device_key"),
     sqlite_autoincrement=True,
 )
 

@@ -58,6 +58,7 @@ ORDER: Final[tuple[type, ...]] = (
 
 # Producers stop at ``queue_rows_max``; one that does not must not take the node's memory with it.
 _OVERFLOW_MAX: Final = 4
+_TRANSACTION_MAX: Final = 4
 _RETRY_DELAY_S: Final = (0.1, 0.2, 0.5, 1.0)
 
 
@@ -72,7 +73,8 @@ class BatchWriter:
 
     Args:
         flush_interval_ms: How long the first write of a flush waits for others.
-        flush_rows_max: Writes in one transaction; so many that wait are flushed at once.
+        flush_rows_max: So many that wait are flushed at once. A transaction takes up to four times as many:
+            under load each costs the loop the same few wake-ups, whatever it holds.
         queue_rows_max: Writes that may wait (``is_full``). At four times that, ``put`` drops.
         handlers: One for each type that will be written.
     """
@@ -190,7 +192,7 @@ class BatchWriter:
 
     async def _flush(self) -> bool:
         """Commit the oldest writes; return False if the database is away."""
-        count = min(len(self._queue), self._flush_rows_max)
+        count = min(len(self._queue), self._flush_rows_max * _TRANSACTION_MAX)
         entries = [self._queue.popleft() for _ in range(count)]
         self._metrics.queue_rows.set(len(self._queue))
         self._metrics.flush_rows.observe(count)

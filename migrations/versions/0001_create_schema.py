@@ -127,7 +127,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("device_key", "channel_id", name="uq_subscription_device_key_channel_id"),
         sqlite_autoincrement=True,
     )
-    op.create_index("ix_subscription_channel_id", "subscription", ["channel_id"])
+    op.create_index("ix_subscription_channel_id", "subscription", ["channel_id", "device_key"])
     op.create_table(
         "message",
         sa.Column("channel_id", KEY, nullable=False),

