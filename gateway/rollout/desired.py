@@ -9,10 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
+from device_sdk.errors import ClockUnknownError, ExpiredError, InstallByPassedError
 from device_sdk.wire.messages import Installed
 from gateway.rollout.deployment import SUPERSEDABLE, State
 from gateway.rollout.rollout import RolloutState
+
+UNTIMELY_MAX: Final = 3
+"""Deployments of one rollout that a device may refuse for their time; the last refusal stands."""
+
+# These refuse the directive, which was too old when it was looked at; the release was not judged.
+_UNTIMELY: Final = frozenset({ExpiredError.code, InstallByPassedError.code, ClockUnknownError.code})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,7 @@ class Past:
 
     attempt: int
     state: State
+    code: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +99,14 @@ def creation(
     before = past.get(desired.rollout_id)
     if before is None:
         return Creation(desired, 1, active)
-    if before.state is not State.SUPERSEDED:
+    if not _may_come_again(before):
         return None  # once for each device, whatever the outcome
     if installed is not None and installed.sequence > desired.sequence:
         return None
     return Creation(desired, before.attempt + 1, active)
+
+
+def _may_come_again(before: Past) -> bool:
+    if before.state is State.SUPERSEDED:
+        return True
+    return before.state is State.REJECTED and before.code in _UNTIMELY and before.attempt < UNTIMELY_MAX

@@ -1,6 +1,6 @@
 """The row of a deployment and the ``Deployment`` that is folded, either way. Queries are next door.
 
-Locks are taken in one order everywhere: device, rollout, deployment; and within each by id.
+Locks are taken in one order everywhere: turnstile, device, rollout, deployment; and within each by id.
 """
 
 from __future__ import annotations

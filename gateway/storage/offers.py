@@ -2,7 +2,8 @@
 
 Who should run what is decided by ``rollout.desired``; here its facts are read, under the locks that keep an
 abort from being overtaken: the devices' rows FOR UPDATE, so that two nodes never offer to one device at once,
-then the rollouts' rows FOR SHARE, which an abort takes FOR UPDATE. On SQLite BEGIN IMMEDIATE is all of these.
+then the rollouts' rows FOR SHARE, which an abort takes FOR UPDATE; before them the turnstile, which keeps the
+line. On SQLite BEGIN IMMEDIATE is all of these.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from gateway.rollout.model import Push, Pushes
 from gateway.rollout.rollout import RolloutState, is_admitted
 from gateway.rollout.selector import Predicate, Subject, parse_selector, predicate
 from gateway.storage.deployments import deployment_of, deployments_where, save_deployments
-from gateway.storage.dialect import Columns, execute_rows
+from gateway.storage.dialect import Columns, execute_rows, pass_turnstile
 from gateway.storage.tables import deployment, device, fleet, release, rollout, subscription
 
 _CANCELLING_MAX: Final = 16  # deployments that one device is told to cancel at once; the newest go first
@@ -142,6 +143,7 @@ def cancelling(conn: Connection, device_keys: Sequence[int], *, now_ms: int) -> 
 
 
 def _locked_facts(conn: Connection, device_keys: Sequence[int]) -> _Facts:
+    pass_turnstile(conn, is_closing=False)
     devices = _devices(conn, device_keys, is_locking=True)
     rollouts = _rollouts(conn, [row.id for row in devices], is_locking=True)
     return _facts(conn, devices, rollouts, is_locking=True)
@@ -214,6 +216,7 @@ def _facts(
             deployment.c.rollout_id,
             deployment.c.attempt,
             deployment.c.state,
+            deployment.c.code,
             deployment.c.component,
             release.c.sequence,
         )
@@ -229,7 +232,7 @@ def _facts(
         .order_by(deployment.c.attempt)
     )
     for one in conn.execute(ended):
-        facts.past[one.device_key][one.rollout_id] = Past(one.attempt, State(one.state))
+        facts.past[one.device_key][one.rollout_id] = Past(one.attempt, State(one.state), one.code)
         if one.state == State.COMMITTED.value:
             component = (one.device_key, one.component)
             facts.committed[component] = max(one.sequence, facts.committed.get(component, 0))

@@ -31,6 +31,7 @@ from gateway.rollout.rollout import (
 )
 from gateway.rollout.selector import parse_selector
 from gateway.storage import offers
+from gateway.storage.dialect import pass_turnstile
 from gateway.storage.engine import Database
 from gateway.storage.idempotency import claim, remember
 from gateway.storage.selectors import condition
@@ -187,6 +188,7 @@ def change_rollout(
     now_ms: int,
 ) -> Changed:
     """Apply an operator's action under the row's lock."""
+    pass_turnstile(conn, is_closing=True)
     row = conn.execute(
         select(rollout).where(rollout.c.id == rollout_id, rollout.c.fleet_id == fleet_key).with_for_update()
     ).one_or_none()

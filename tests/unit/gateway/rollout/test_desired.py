@@ -66,6 +66,18 @@ class TestOnce:
         one = candidate(1)
         assert decide(one, past={one.rollout_id: Past(2, State.SUPERSEDED)}) == Creation(one, 3, None)
 
+    @pytest.mark.parametrize("code", ["expired", "install_by_passed", "clock_unknown"])
+    def test_one_that_was_refused_for_its_time_comes_again_a_few_times(self, code: str) -> None:
+        one = candidate(1)
+        for attempt, expected in ((1, Creation(one, 2, None)), (2, Creation(one, 3, None)), (3, None)):
+            assert decide(one, past={one.rollout_id: Past(attempt, State.REJECTED, code)}) == expected
+        assert decide(one, past={one.rollout_id: Past(1, State.FAILED, code)}) is None
+
+    @pytest.mark.parametrize("code", ["rollback", "bad_signature", "incompatible", None])
+    def test_a_release_that_was_refused_does_not(self, code: str | None) -> None:
+        one = candidate(1)
+        assert decide(one, past={one.rollout_id: Past(1, State.REJECTED, code)}) is None
+
     def test_but_not_below_what_the_device_runs_meanwhile(self) -> None:
         one = candidate(1, sequence=5)
         newer = Installed(6, "", b"other", True)
