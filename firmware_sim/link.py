@@ -264,12 +264,12 @@ class FaultyLink:
                 self._trace.note("duplicate", where)
                 leaving.append(message)
         await self._clock.sleep(delay_s)
+        for message in leaving:
+            self._watch.sent(message)  # before: the answer may be faster than the end of the sending
         if not self._is_stream and self._is_reordered(self._random_out, leaving, "out"):
             await self._send_apart(leaving)
         elif leaving:
             await self._inner.send(leaving)
-        for message in leaving:
-            self._watch.sent(message)
         if self._broken.is_set():
             await self._end()
 

@@ -20,7 +20,10 @@ line that is added or removed counts at once.
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import hmac
+import signal
 from pathlib import Path
 
 from aiohttp import web
@@ -67,14 +70,21 @@ def main() -> None:
         for kind, _, name in (channel.partition(":") for channel in arguments.channel)
     ]
 
-    async def serve() -> web.Application:
-        return make_app(arguments.tokens, arguments.fleet, channels)
+    asyncio.run(serve(make_app(arguments.tokens, arguments.fleet, channels), arguments.port))
 
-    def tell(text: str) -> None:
-        print(text.splitlines()[0], flush=True)
 
-    web.run_app(serve(), host="127.0.0.1", port=arguments.port, print=tell, access_log=None)
+async def serve(app: web.Application, port: int) -> None:
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    host, port = runner.addresses[0][:2]
+    print(f"http://{host}:{port}/auth", flush=True)
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    await stopped.wait()
+    await runner.cleanup()
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(KeyboardInterrupt):
+        main()
