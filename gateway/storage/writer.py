@@ -6,7 +6,9 @@ handler that gets the whole group and uses set statements. What each type does t
 
 If the database is away, writes that somebody waits for are refused at once, and the others (positions, facts)
 stay and are tried again: they can be repeated without harm. If a flush fails by anything else, it is halved
-until the one bad write fails alone.
+until the one bad write fails alone. A write that the database refuses while it takes others (a timeout that
+only this one meets) must not stop the queue for ever: transactions shrink with each failure, and one write
+that fails alone, three times, on a database that answers is dropped.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from gateway.clock import Clock
 from gateway.errors import StorageUnavailableError
@@ -59,6 +61,7 @@ ORDER: Final[tuple[type, ...]] = (
 # Producers stop at ``queue_rows_max``; one that does not must not take the node's memory with it.
 _OVERFLOW_MAX: Final = 4
 _TRANSACTION_MAX: Final = 4
+_FAILURES_ALONE_MAX: Final = 3
 _RETRY_DELAY_S: Final = (0.1, 0.2, 0.5, 1.0)
 
 
@@ -105,6 +108,9 @@ class BatchWriter:
         self._room = asyncio.Event()  # the queue is at most half full
         self._room.set()
         self._finished = asyncio.Event()
+        self._transaction_rows_max = flush_rows_max * _TRANSACTION_MAX
+        self._rows_max = self._transaction_rows_max  # of the next transaction: fewer after a failure
+        self._failures_alone = 0  # of the oldest write, in a row
         self._is_running = False
         self._closing = asyncio.Event()
 
@@ -143,6 +149,7 @@ class BatchWriter:
                     continue
                 if self._closing.is_set():
                     break
+                await self._drop_poison()
                 await self._pause(_RETRY_DELAY_S[min(failures, len(_RETRY_DELAY_S) - 1)])
                 failures += 1
         finally:
@@ -192,7 +199,7 @@ class BatchWriter:
 
     async def _flush(self) -> bool:
         """Commit the oldest writes; return False if the database is away."""
-        count = min(len(self._queue), self._flush_rows_max * _TRANSACTION_MAX)
+        count = min(len(self._queue), self._rows_max)
         entries = [self._queue.popleft() for _ in range(count)]
         self._metrics.queue_rows.set(len(self._queue))
         self._metrics.flush_rows.observe(count)
@@ -210,6 +217,8 @@ class BatchWriter:
             left = [entry for part in reversed(parts) for entry in part]
             self._refuse(left, error)
             self._queue.extendleft(reversed([entry for entry in left if entry.future is None]))
+            self._rows_max = max(1, count // 4)
+            self._failures_alone = self._failures_alone + 1 if count == 1 else 0
             self._log.warning("storage_unavailable", begun, detail=error.detail, waiting=len(self._queue))
             return False
         except BaseException:
@@ -219,7 +228,19 @@ class BatchWriter:
         finally:
             self._metrics.flush_s.observe(self._clock.monotonic() - begun)
             self._took()
+        self._rows_max = min(self._rows_max * 4, self._transaction_rows_max)
+        self._failures_alone = 0
         return True
+
+    async def _drop_poison(self) -> None:
+        """Drop the oldest write if it kept failing alone and the database answers without it."""
+        if self._failures_alone < _FAILURES_ALONE_MAX or not self._queue:
+            return
+        with suppress(StorageUnavailableError):
+            await self._database.transaction(lambda connection: connection.execute(select(1)).scalar())
+            self._lost(self._queue.popleft().write, "the database refuses it")
+            self._failures_alone = 0
+            self._took()
 
     async def _transact(self, part: list[_Entry], parts: list[list[_Entry]]) -> None:
         writes = [entry.write for entry in part]

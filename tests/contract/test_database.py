@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, func, insert, select
@@ -199,6 +200,14 @@ async def test_what_was_committed_to_sqlite_survives_another_open(sqlite_url: st
         assert await database.write(pragmas) == ["wal", 2, 1]
     async with open_database(sqlite_url, limits=DatabaseLimits(), metrics=metrics) as database:
         assert await database.read(names) == ["acme"]
+
+
+async def test_a_new_database_file_is_for_its_owner_only(tmp_path: Path, metrics: Metrics) -> None:
+    url = f"sqlite:///{tmp_path}/data/new.db"
+    async with open_database(url, limits=DatabaseLimits(), metrics=metrics) as database:
+        await database.write(lambda c: c.exec_driver_sql("CREATE TABLE t (x)"))
+        modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "data").iterdir()}
+    assert modes == dict.fromkeys(["new.db", "new.db-wal", "new.db-shm"], 0o600)
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://a/b", "nonsense"])

@@ -56,6 +56,7 @@ class Gate:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.failures: list[StorageUnavailableError | None] = []
+        self.poison: int | None = None  # an attempt that this database never takes
         self.open = asyncio.Event()
         self.open.set()
         self.entered = asyncio.Event()
@@ -70,7 +71,15 @@ class Gate:
             await self._database.transaction(command)
         if failure is not None:
             raise failure
+        if self.poison is not None:
+            return await self._database.transaction(lambda c: self._refusing(c, command))
         return await self._database.transaction(command)
+
+    def _refusing(self, connection: Connection, command: Callable[[Connection], T]) -> T:
+        result = command(connection)
+        if f"attempted{self.poison}" in names(connection):
+            raise StorageUnavailableError("a timeout that only this one meets")
+        return result
 
 
 class Bench:
@@ -222,6 +231,22 @@ async def test_while_the_database_is_away_who_waits_is_refused_and_facts_are_kep
     assert await bench.names() == []
     assert await bench.writer.commit(attempted(4)) == 40
     assert await bench.names() == ["attempted1", "attempted3", "attempted4"]
+
+
+async def test_a_write_that_only_the_database_refuses_does_not_stop_the_others_for_ever(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.storage.writer._RETRY_DELAY_S", (0.0,))
+    bench.gate.poison = 5
+    for number in range(10):
+        bench.writer.put(attempted(number))
+    bench.start()
+    async with asyncio.timeout(60):
+        await bench.writer.drained()
+        while len(await bench.names()) < 9:
+            await asyncio.sleep(0)
+    assert await bench.names() == [f"attempted{number}" for number in range(10) if number != 5]
+    assert bench.sample("db_failures_total") == 1
 
 
 async def test_a_commit_of_unknown_outcome_is_an_unavailable_storage(bench: Bench) -> None:
