@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -104,7 +105,9 @@ def run(
     ] = False,
     keep_flash: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", file_okay=False, help="Write each device's slots there at the end."),
+        typer.Option(
+            metavar="DIR", exists=False, help="Write each device's slots there, at the end and at SIGUSR1."
+        ),
     ] = None,
     trace: Annotated[
         Path | None,
@@ -136,7 +139,7 @@ def run(
     )
     console = Console(stderr=True)
     with live_view(console) as show, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        result = runner.run(_run(simulation, show, has_end=not stay))
+        result = runner.run(_run(simulation, show, has_end=not stay, keep_flash=keep_flash))
     if keep_flash is not None:
         write_flash(simulation.devices, keep_flash)
     if trace is not None:
@@ -195,14 +198,20 @@ def main() -> None:
     app()
 
 
-async def _run(simulation: Simulation, show: Any, *, has_end: bool) -> Result:
+async def _run(
+    simulation: Simulation, show: Callable[[Result], None], *, has_end: bool, keep_flash: Path | None
+) -> Result:
     import asyncio
     import signal
+
+    from firmware_sim.simulation import write_flash
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    if keep_flash is not None:
+        loop.add_signal_handler(signal.SIGUSR1, write_flash, simulation.devices, keep_flash)
     return await simulation.run(stop, on_tick=show, has_end=has_end)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -95,10 +97,19 @@ class Simulation:
 
 
 def write_flash(devices: Sequence[VirtualDevice], directory: Path) -> None:
-    """Write each device's slots and boot records to ``directory/<device id>/``, as they are now."""
+    """Write each device's slots and boot records to ``directory/<device id>/``, as they are now.
+
+    The directory is there with all of it or, if there was none before, not at all.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", dir=directory.parent))
     for device in devices:
-        folder = directory / device.plan.device_id
-        folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(PowerLossError):
-            for name in device.flash.slots.names():
-                (folder / name).write_bytes(device.flash.slots.read(name, 0, device.flash.slots.size(name)))
+        folder = new / device.plan.device_id
+        folder.mkdir()
+        slots = device.flash.slots
+        with contextlib.suppress(PowerLossError):  # without power there is nothing to read
+            for name in slots.names():
+                (folder / name).write_bytes(slots.read(name, 0, slots.size(name)))
+    if directory.exists():
+        shutil.rmtree(directory)
+    new.rename(directory)
