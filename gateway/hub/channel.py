@@ -87,6 +87,7 @@ class Channel:
         "_first_size",
         "_sizes",
         "_times",
+        "ack_prefix",
         "behind",
         "epoch",
         "fleet",
@@ -107,6 +108,7 @@ class Channel:
         self.fleet = fleet
         self.name = name
         self.epoch = epoch
+        self.ack_prefix = b""  # of acks in this epoch; whoever reads acks sets and uses it
         self.next = head + 1
         self.live: list[HubLane] = []
         self.behind: list[HubLane] = []
@@ -221,4 +223,5 @@ class Channel:
         """Become the channel of another epoch; every lane has been told before."""
         assert self.is_idle, "lanes of the old epoch are gone"
         self.epoch = epoch
+        self.ack_prefix = b""
         self.skip_to(head + 1)

@@ -12,7 +12,6 @@ Attempts are committed before the alert is sent again.
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import secrets
 from collections.abc import Awaitable, Coroutine, Sequence
@@ -356,7 +355,19 @@ class Session:
         if not self.is_position(lane, position):
             self.send(Error(code="bad_position", ref=name))
             return False
-        received = self.take_position(lane, position.offset, now)
+        return self._put_position(lane, position.offset, now)
+
+    def acknowledged(self, lane: Lane, offset: int, now: float) -> None:
+        """Apply an ack of one position in the channel's epoch: what ``receive`` does, without a message."""
+        if offset > lane.channel.head:
+            self.send(Error(code="bad_position", ref=lane.channel.name))
+        elif self._put_position(lane, offset, now):
+            for other in self.lanes:
+                if not other.is_live:
+                    self.pump(other)
+
+    def _put_position(self, lane: Lane, offset: int, now: float) -> bool:
+        received = self.take_position(lane, offset, now)
         if received is None:
             return False
         self.node.writer.put(received)
@@ -455,11 +466,19 @@ class Session:
                         errors.append(Error(code="bad_position", ref=message.channel))
                     else:
                         commits.append(self._give_up(lane, message.offset, "nacked", message.code))
-        await asyncio.gather(*commits)
+        await self._committed(commits)
         for lane in self.lanes:
             if not lane.is_live:
                 self.pump(lane)
         return errors
+
+    async def _committed(self, commits: Sequence[Awaitable[object]]) -> None:
+        """Return once ``commits``, and those of the device's requests before, are committed.
+
+        A position is taken in memory before it is committed, so a request that repeats it finds nothing left
+        to do, and must not be answered before the one that had.
+        """
+        raise AssertionError("a transport whose acknowledgements are answered decides")
 
     async def recorded(self, report: Report) -> list[Message]:
         """Commit ``report``; return the answer to it.

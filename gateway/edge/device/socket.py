@@ -23,6 +23,7 @@ from device_sdk.wire.messages import (
 )
 from gateway.edge.adopt import adopt, handshake_of
 from gateway.edge.device.admission import Admission, close_code_of
+from gateway.edge.device.quick_ack import quick_ack
 from gateway.edge.problem import RequestError
 from gateway.edge.rejections import rejection
 from gateway.errors import CredentialRefusedError, GatewayError, OriginUnavailableError
@@ -79,6 +80,9 @@ class SocketSession(Session):
             self.close(CloseCode.UNSUPPORTED_DATA)
             return
         is_first = self.state is State.CONNECTING
+        if not is_text and not is_first and (acked := quick_ack(payload, self.lanes)) is not None:
+            self.acknowledged(*acked, self.node.clock.monotonic())
+            return
         try:
             if is_first and len(payload) > HELLO_SIZE_MAX:
                 self.close(CloseCode.MESSAGE_TOO_BIG)
