@@ -46,7 +46,7 @@ class TestPrecedence:
         older, newer = candidate(3, sequence=5), candidate(4, sequence=5)
         assert decide(newer, older) == Creation(newer, 1, None)
 
-    @pytest.mark.parametrize("state", set(RolloutState) - {RolloutState.RUNNING})
+    @pytest.mark.parametrize("state", [state for state in RolloutState if state is not RolloutState.RUNNING])
     def test_a_first_that_does_not_run_gives_no_way_to_an_older_release(self, state: RolloutState) -> None:
         assert decide(candidate(1, sequence=1), candidate(2, sequence=2, state=state)) is None
 
