@@ -761,6 +761,9 @@ class Session:
         for deployment in offer.superseded:
             self.cancel(deployment)
         sends = offer.attempt
+        known = self.pending.get(offer.deployment_id) if self.pending is not None else None
+        if known is not None and known.sends >= sends:
+            return  # it is on its way: asked for twice, it is found twice
         limits = self.node.limits
         wait = self._wait(sends - 1, limits.update_redeliver_min_s, limits.update_redeliver_max_s)
         if self.pending is None:
@@ -963,4 +966,6 @@ async def record(node: Node, device_key: int, boot_id: bytes, report: Report) ->
     """
     outcome = await node.writer.commit(Reported(device_key, report, boot_id, node.clock.now_ms()))
     node.metrics.reports[outcome.status].inc()
+    if outcome.entered is not None:
+        node.metrics.deployments[outcome.entered.value].inc()
     return Recorded(report.id, outcome.status, outcome.code), outcome.cancel, outcome.ended
