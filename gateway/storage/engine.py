@@ -38,7 +38,7 @@ from gateway.telemetry import Metrics
 T = TypeVar("T")
 DialectName = Literal["sqlite", "postgresql"]
 
-_RETRY_DELAY_S: Final = 0.01  # doubled at each retry, and jittered
+_RETRY_DELAY_S: Final = 0.02  # doubled at each retry, and jittered
 _FOREIGN: Final = (exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
 
@@ -64,7 +64,7 @@ class DatabaseLimits:
     busy_timeout_ms: int = 5_000
     lock_timeout_ms: int = 4_000
     statement_timeout_ms: int = 5_000
-    retries_max: int = 5
+    retries_max: int = 8
 
     def __post_init__(self) -> None:
         assert min(self.pool_size, self.readers) > 0, "a database needs a connection"
