@@ -260,6 +260,8 @@ def main() -> int:
                 "origin": demo.origin,
                 "fleet": demo.fleet,
                 "token_file": str(folder / "operator.token"),
+                "device_tokens": str(folder / "tokens.txt"),
+                "release_key": str(folder / "release.pem"),
                 "folder": str(folder),
                 "stop": stage.stop_command(),
             }
@@ -273,6 +275,8 @@ def main() -> int:
     except KeyboardInterrupt:
         return 0 if not arguments.once else 130
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # what was started is ended, whoever is impatient
         stage.close(keep=is_kept)
 
 
