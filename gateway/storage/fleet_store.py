@@ -38,6 +38,7 @@ from gateway.storage.engine import CommitUnknownError, Database
 from gateway.storage.idempotency import IDEMPOTENCY_AGE_MS, forget_answers, with_idempotency
 
 LIST_LEN_MAX: Final = 1000  # items a list returns, whatever ``limit`` says
+_FACT_WINDOWS_MAX: Final = 20  # transactions that one ``prune`` spends on facts, of which there are most
 _INTERVALS_MAX: Final = 5_000  # live intervals closed in one transaction
 
 
@@ -229,9 +230,12 @@ class SQLFleetStore:
             )
         )
         await self._database.write(lambda conn: retention.delete_messages(conn, raised))
-        self._facts_after = await self._database.write(
-            lambda conn: retention.delete_facts(conn, after=self._facts_after, rows_max=rows_max)
-        )
+        for _ in range(_FACT_WINDOWS_MAX):
+            self._facts_after = await self._database.write(
+                lambda conn: retention.delete_facts(conn, after=self._facts_after, rows_max=rows_max)
+            )
+            if not self._facts_after:
+                break
         await self._database.write(
             lambda conn: retention.delete_intervals(conn, rows_max=rows_max, opened_before=now_ms)
         )
