@@ -11,9 +11,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from device_sdk.wire.names import ChannelName, FleetName
+from gateway.telemetry import logger
 
 if TYPE_CHECKING:
     from gateway.hub.keys import HubKey
+
+_log = logger("hub")
 
 WINDOW_LEN_MAX: Final = 1024  # unacknowledged alerts of one session, at most: what sizes must be known for
 
@@ -81,6 +84,10 @@ class Channel:
     Attributes:
         id: The database's.
         next: The offset that the hub will deliver next: everything below it was delivered to the live lanes.
+        held: What came before its turn; bounded by the hub.
+        is_healing: A task of the hub reads what is missing; until it ends, no lane becomes live.
+        missing_upto: Offsets up to here are in the log, whoever missed their notification.
+        is_doubted: An append's outcome is not known: the log may have more than anybody heard of.
     """
 
     __slots__ = (
@@ -93,9 +100,11 @@ class Channel:
         "fleet",
         "held",
         "id",
+        "is_doubted",
         "is_healing",
         "key",
         "live",
+        "missing_upto",
         "name",
         "next",
     )
@@ -112,8 +121,10 @@ class Channel:
         self.next = head + 1
         self.live: list[HubLane] = []
         self.behind: list[HubLane] = []
-        self.held: dict[int, Deliverable] | None = None  # came before its turn; bounded by the hub
+        self.held: dict[int, Deliverable] | None = None
         self.is_healing = False
+        self.missing_upto = 0
+        self.is_doubted = False
         # Bytes up to and including each delivered offset, and when that was: for the last offsets only.
         self._sizes: list[int] | None = None
         self._times: list[float] | None = None
@@ -131,10 +142,11 @@ class Channel:
         """Write ``item``, which is next, to every live lane that has credit; the others fall behind."""
         offset, size = item.offset, item.size
         assert offset == self.next, "the hub delivers in order"
-        self.next = offset + 1
-        self._remember(offset, size, now)
+        # Made before anything moves: an alert that cannot be written has not been delivered.
         frame = item.frame(is_json=False) if self.live else b""
         json: bytes | None = None
+        self.next = offset + 1
+        self._remember(size, now)
         fallen: list[HubLane] | None = None
         for lane in self.live:
             session = lane.session
@@ -155,9 +167,14 @@ class Channel:
             lane.fall_behind(offset - 1)
 
     def raise_behind(self) -> None:
-        """Tell those who are behind that there is more."""
+        """Tell those who are behind that there is more. One that fails is sent back and keeps nobody else."""
         for lane in tuple(self.behind):
-            lane.head_raised()
+            try:
+                lane.head_raised()
+            except Exception:
+                _log.exception("lane failed", channel=self.name)
+                self.leave(lane)
+                lane.discontinued()
 
     def join_live(self, lane: HubLane) -> None:
         """Add ``lane``; the caller knows that it was sent everything below ``next``."""
@@ -202,7 +219,7 @@ class Channel:
             return self._first_size
         return self._sizes[min(index, len(self._sizes) - 1)]
 
-    def _remember(self, offset: int, size: int, now: float) -> None:
+    def _remember(self, size: int, now: float) -> None:
         if self._sizes is None or self._times is None:
             self._sizes, self._times = [], []
         total = self._sizes[-1] if self._sizes else self._first_size
@@ -218,10 +235,3 @@ class Channel:
         self.next = next_offset
         self._sizes = self._times = None
         self._first_size = 0
-
-    def restart(self, epoch: int, head: int) -> None:
-        """Become the channel of another epoch; every lane has been told before."""
-        assert self.is_idle, "lanes of the old epoch are gone"
-        self.epoch = epoch
-        self.ack_prefix = b""
-        self.skip_to(head + 1)

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from device_sdk.wire.names import ChannelName, FleetName
 from gateway.clock import Clock
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, NotFoundError
 from gateway.hub.channel import Channel, Deliverable
 from gateway.hub.keys import HubKey
 from gateway.telemetry import logger
@@ -45,7 +45,15 @@ class Reader(Protocol):
     """Where missing ranges come from."""
 
     async def missing(self, channel: Channel, first: int, last: int) -> Sequence[Deliverable]:
-        """Return what there is of the offsets ``first`` to ``last``, in order; pruned ones are absent."""
+        """Return what there is of the offsets ``first`` to ``last``, in order; pruned ones are absent.
+
+        Raises:
+            NotFoundError: The channel is gone, or has another epoch.
+        """
+        ...
+
+    async def head(self, channel: Channel) -> int:
+        """Return the last committed offset. Raises as ``missing``."""
         ...
 
 
@@ -63,8 +71,8 @@ class Hub:
         self._limits = limits or HubLimits()
         self._channels: dict[HubKey, Channel] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        # A session reads a channel's head in the database and opens the channel a moment later: what was
-        # published in between came when nobody had it.
+        # A session reads a channel's head in the database and opens the channel a moment later. What was
+        # published in between came when nobody had it, or went to the session that this one replaces.
         self._recent: OrderedDict[HubKey, tuple[int, int]] = OrderedDict()
 
     def channel(self, key: HubKey) -> Channel | None:
@@ -84,45 +92,53 @@ class Hub:
         as any gap. Another epoch than the hub knows means that the channel was made anew.
         """
         channel = self._channels.get(key)
+        if channel is not None and (channel.id, channel.epoch) != (id, epoch):
+            self._discontinue(channel)
+            channel = None
         if channel is None:
             channel = self._channels[key] = Channel(
                 key, id=id, fleet=fleet, name=name, epoch=epoch, head=head
             )
             recent_epoch, recent_head = self._recent.pop(key, (epoch, 0))
-            if recent_epoch == epoch and recent_head > head:
-                self._heal(channel, recent_head)
-        elif (channel.id, channel.epoch) != (id, epoch):
-            self._discontinue(channel)
-            channel.id = id
-            channel.restart(epoch, head)
-        elif head >= channel.next:
+            if recent_epoch == epoch:
+                head = max(head, recent_head)
+        if head >= channel.next:
             self._heal(channel, head)
         return channel
 
     def close(self, channel: Channel) -> None:
-        """Forget ``channel`` if nobody has it any more."""
+        """Forget ``channel`` if nobody has it any more; its head is remembered for who comes next."""
         if channel.is_idle and not channel.is_healing and self._channels.get(channel.key) is channel:
             del self._channels[channel.key]
+            if channel.head:
+                self._remember(channel.key, channel.epoch, channel.head)
 
     def drop(self, key: HubKey) -> None:
         """The channel was deleted: its sessions must come back."""
-        channel = self._channels.pop(key, None)
+        channel = self._channels.get(key)
         if channel is not None:
             self._discontinue(channel)
+
+    def doubt(self, key: HubKey) -> None:
+        """An append to the channel may be committed although nobody saw it: the log is asked, until it answers.
+
+        Who connects later reads the head in the database.
+        """
+        channel = self._channels.get(key)
+        if channel is not None:
+            channel.is_doubted = True
+            self._heal(channel, 0)
 
     def deliver(self, key: HubKey, epoch: int, items: Sequence[Deliverable]) -> None:
         """Deliver what was committed. Repeated offsets are ignored, early ones held or read again."""
         channel = self._channels.get(key)
+        if channel is not None and channel.epoch != epoch:
+            self._discontinue(channel)
+            channel = None
         if channel is None:
             if items:
-                self._recent[key] = (epoch, items[-1].offset)
-                self._recent.move_to_end(key)
-                if len(self._recent) > _RECENT_LEN_MAX:
-                    self._recent.popitem(last=False)
+                self._remember(key, epoch, items[-1].offset)
                 self.unclaimed(key)
-            return
-        if channel.epoch != epoch:
-            self._discontinue(channel)
             return
         now = self._clock.monotonic()
         for item in items:
@@ -157,37 +173,59 @@ class Hub:
         if held is not None and (not held or min(held) < channel.next):
             channel.held = {offset: item for offset, item in held.items() if offset > channel.next} or None
 
-    def _heal(self, channel: Channel, head: int) -> None:
+    def _remember(self, key: HubKey, epoch: int, head: int) -> None:
+        self._recent[key] = (epoch, head)
+        self._recent.move_to_end(key)
+        if len(self._recent) > _RECENT_LEN_MAX:
+            self._recent.popitem(last=False)
+
+    def _heal(self, channel: Channel, upto: int) -> None:
+        channel.missing_upto = max(channel.missing_upto, upto)
         if channel.is_healing:
             return
         channel.is_healing = True
-        task = asyncio.create_task(self._healed(channel, head), name=f"hub.heal[{channel.name}]")
+        task = asyncio.create_task(self._healed(channel), name=f"hub.heal[{channel.name}]")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _healed(self, channel: Channel, head: int) -> None:
-        """Read what is missing up to ``head``, or what is held by then; deliver in order."""
+    async def _healed(self, channel: Channel) -> None:
+        """Read what is missing and deliver it in order, until nothing is, or nobody has the channel."""
         wait_s = self._limits.overtaken_wait_s
         try:
             while True:
                 await asyncio.sleep(wait_s)
-                last = max(head, max(channel.held, default=0) if channel.held else 0)
-                if channel.next > last or self._channels.get(channel.key) is not channel:
+                if self._channels.get(channel.key) is not channel or channel.is_idle:
                     return
-                epoch = channel.epoch
+                if channel.next > channel.missing_upto and not channel.is_doubted:
+                    return
                 try:
-                    found = await self._reader.missing(channel, channel.next, last)
+                    await self._read_missing(channel)
+                except NotFoundError:
+                    self._discontinue(channel)
+                    return
                 except GatewayError as error:
                     _log.warning("gap not healed yet", channel=channel.name, code=error.code)
                     wait_s = self._limits.retry_s
-                    continue
-                if epoch == channel.epoch:
-                    self._deliver_range(channel, found, last)
-                wait_s = self._limits.overtaken_wait_s
+                else:
+                    wait_s = self._limits.overtaken_wait_s
         finally:
             channel.is_healing = False
             channel.raise_behind()
             self.close(channel)
+
+    async def _read_missing(self, channel: Channel) -> None:
+        if channel.is_doubted:
+            channel.is_doubted = False  # whoever doubts from now on may know of a later append
+            try:
+                channel.missing_upto = max(channel.missing_upto, await self._reader.head(channel))
+            except GatewayError:
+                channel.is_doubted = True
+                raise
+        last = channel.missing_upto
+        if channel.next <= last:
+            found = await self._reader.missing(channel, channel.next, last)
+            if self._channels.get(channel.key) is channel:
+                self._deliver_range(channel, found, last)
 
     def _deliver_range(self, channel: Channel, found: Sequence[Deliverable], last: int) -> None:
         now = self._clock.monotonic()
@@ -211,7 +249,10 @@ class Hub:
         channel.skip_to(next_offset)
 
     def _discontinue(self, channel: Channel) -> None:
+        """Forget ``channel``, which is not what it was; whoever comes for its name gets another one."""
+        if self._channels.get(channel.key) is channel:
+            del self._channels[channel.key]
+        channel.held = None
         for lane in (*channel.live, *channel.behind):
             channel.leave(lane)
             lane.discontinued()
-        channel.held = None
