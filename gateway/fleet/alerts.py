@@ -12,7 +12,7 @@ from device_sdk.wire.limits import ALERT_SIZE_MAX
 from device_sdk.wire.names import ChannelName, FleetName
 from device_sdk.wire.signed import AlertPayload, alert_payload, sign_alert
 from gateway.clock import Clock
-from gateway.errors import LimitExceededError
+from gateway.errors import LimitExceededError, StorageUnavailableError
 from gateway.fleet.log import AlertLog, LogItem
 from gateway.fleet.model import Appended, Draft, Fleet, StoredMessage
 from gateway.fleet.store import Idempotency, Replay, Seal
@@ -163,15 +163,20 @@ class Alerts:
         now_ms: int,
         idempotency: Idempotency[Appended] | None,
     ) -> Appended | Replay:
-        appended = await self._store.append(
-            fleet.key,
-            channel,
-            drafts,
-            now_ms=now_ms,
-            kid=self._signer.kid,
-            seal=self._signer.seal,
-            idempotency=idempotency,
-        )
+        try:
+            appended = await self._store.append(
+                fleet.key,
+                channel,
+                drafts,
+                now_ms=now_ms,
+                kid=self._signer.kid,
+                seal=self._signer.seal,
+                idempotency=idempotency,
+            )
+        except StorageUnavailableError:
+            # It may be committed, and whoever repeats the request is then answered without a new append.
+            self._hub.doubt(device_channel(fleet.key, channel))
+            raise
         if isinstance(appended, Replay):
             return appended
         found = appended.channel
@@ -200,3 +205,7 @@ class LogReader:
             found += [block.items[at] for at in range(offset, upto + 1) if at in block.items]
             offset = upto + 1
         return found
+
+    async def head(self, channel: HubChannel) -> int:
+        """Return the last committed offset."""
+        return await self._log.head(channel.id, channel.epoch)

@@ -63,11 +63,11 @@ class Block:
 
     Attributes:
         upto: Offsets up to here were read or published; above it nothing is known.
-        floor: Offsets up to here are pruned.
+        floor: Offsets up to here are pruned; it may be in a later block.
         items: By offset.
     """
 
-    __slots__ = ("first", "floor", "items", "size", "upto")
+    __slots__ = ("_keyed", "first", "floor", "items", "size", "upto")
 
     def __init__(self, first: int, upto: int, floor: int) -> None:
         self.first = first
@@ -75,6 +75,7 @@ class Block:
         self.floor = floor
         self.items: dict[int, LogItem] = {}
         self.size = _ITEM_OVERHEAD_BYTES
+        self._keyed: dict[str, LogItem] | None = None  # the newest with each key, unless superseded
 
     @property
     def last(self) -> int:
@@ -83,12 +84,32 @@ class Block:
     def add(self, item: LogItem) -> None:
         self.items[item.offset] = item
         self.size += item.size + _ITEM_OVERHEAD_BYTES
+        if item.key is not None and not item.is_superseded:
+            if self._keyed is None:
+                self._keyed = {}
+            self._keyed[item.key] = item
+
+    def supersede(self, key: str, offset: int) -> None:
+        """Retire the alert with ``key`` below ``offset``."""
+        older = self._keyed.get(key) if self._keyed is not None else None
+        if older is not None and older.offset < offset:
+            older.is_superseded = True
 
 
 class Resign(Protocol):
     """Return a message's signature and kid by the key in force: the cached one, or a new one."""
 
     def __call__(self, fleet: FleetName, message: StoredMessage) -> tuple[bytes, bytes, int]: ...
+
+
+class _Read:
+    """A read that is under way, and what was superseded since it began: key → the newest offset with it."""
+
+    __slots__ = ("superseded", "task")
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[Block] | None = None
+        self.superseded: dict[str, int] = {}
 
 
 class LogStore(Protocol):
@@ -123,7 +144,12 @@ class AlertLog:
         self._size_bytes = 0
         self._turns = asyncio.Semaphore(reads_max)
         self._blocks: OrderedDict[tuple[int, int, int], Block] = OrderedDict()
-        self._reads: dict[tuple[int, int, int], asyncio.Task[Block]] = {}
+        self._reads: dict[tuple[int, int, int], _Read] = {}
+
+    @property
+    def size_bytes(self) -> int:
+        """What is in memory, roughly."""
+        return self._size_bytes
 
     def cached(self, channel_id: int, epoch: int, offset: int) -> Block | None:
         """Return the block that knows ``offset``, if it is in memory."""
@@ -144,19 +170,23 @@ class AlertLog:
             NotFoundError: The channel is gone, or has another epoch.
             StorageUnavailableError: As the store has it.
         """
-        block = self.cached(channel_id, epoch, offset)
-        if block is not None:
-            return block
         key = (channel_id, epoch, (offset - 1) // BLOCK_LEN)
-        read = self._reads.get(key)
-        if read is None:
-            read = asyncio.create_task(self._read(key, fleet, channel), name=f"log.read[{channel_id}]")
-            self._reads[key] = read
-            read.add_done_callback(lambda done: self._ended(key, done))
-        block = await asyncio.shield(read)
-        if offset > block.upto:
-            raise UnavailableError("the log is shorter than its channel's head", code="log_short")
-        return block
+        # A read that others began may be older than the alert that is asked for; the next one is not.
+        for _ in range(2):
+            block = self.cached(channel_id, epoch, offset)
+            if block is not None:
+                return block
+            block = await asyncio.shield(self._reading(key, fleet, channel))
+            if offset <= block.upto:
+                return block
+        raise UnavailableError("the log is shorter than its channel's head", code="log_short")
+
+    async def head(self, channel_id: int, epoch: int) -> int:
+        """Return the channel's last committed offset. Raises as ``block``."""
+        found = await self._store.log_range(channel_id, 1, 0)
+        if found.epoch != epoch:
+            raise NotFoundError("the channel has another epoch")
+        return found.head
 
     def append(self, channel_id: int, epoch: int, items: Sequence[LogItem]) -> None:
         """Take what was just committed, so that those who are a little behind need no read."""
@@ -175,6 +205,7 @@ class AlertLog:
                 block.add(item)
                 block.upto = item.offset
                 self._size_bytes += block.size - before
+                self._blocks.move_to_end(key)
         self._trim()
 
     def item(self, fleet: FleetName, channel: ChannelName, epoch: int, message: StoredMessage) -> LogItem:
@@ -190,10 +221,22 @@ class AlertLog:
 
     async def close(self) -> None:
         """End reads that are under way."""
-        reads = list(self._reads.values())
+        reads = [read.task for read in self._reads.values() if read.task is not None]
         for read in reads:
             read.cancel()
         await asyncio.gather(*reads, return_exceptions=True)
+
+    def _reading(
+        self, key: tuple[int, int, int], fleet: FleetName, channel: ChannelName
+    ) -> asyncio.Task[Block]:
+        """Return the one read of the block ``key``, begun now if nobody began it before."""
+        read = self._reads.get(key)
+        if read is None:
+            read = self._reads[key] = _Read()
+            read.task = asyncio.create_task(self._read(key, fleet, channel), name=f"log.read[{key[0]}]")
+            read.task.add_done_callback(lambda done: self._ended(key, done))
+        assert read.task is not None, "set as it is made"
+        return read.task
 
     def _ended(self, key: tuple[int, int, int], read: asyncio.Task[Block]) -> None:
         self._reads.pop(key, None)
@@ -211,6 +254,8 @@ class AlertLog:
         block = Block(first, min(found.head, first + BLOCK_LEN - 1), found.floor)
         for message in found.messages:
             block.add(self.item(fleet, channel, epoch, message))
+        for alert_key, offset in self._reads[key].superseded.items():
+            block.supersede(alert_key, offset)
         known = self._blocks.get(key)
         if known is not None and known.upto >= block.upto:
             return known  # it was published meanwhile
@@ -232,11 +277,13 @@ class AlertLog:
             self._size_bytes -= block.size
 
     def _supersede(self, channel_id: int, epoch: int, newer: LogItem) -> None:
-        for (id_, of_epoch, _), block in self._blocks.items():
-            if id_ == channel_id and of_epoch == epoch:
-                for item in block.items.values():
-                    if item.key == newer.key and item.offset < newer.offset:
-                        item.is_superseded = True
+        assert newer.key is not None, "asked before"
+        for at, block in self._blocks.items():
+            if at[:2] == (channel_id, epoch):
+                block.supersede(newer.key, newer.offset)
+        for at, read in self._reads.items():
+            if at[:2] == (channel_id, epoch):
+                read.superseded[newer.key] = max(newer.offset, read.superseded.get(newer.key, 0))
 
 
 def _uint(value: int) -> bytes:

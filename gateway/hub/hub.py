@@ -120,7 +120,7 @@ class Hub:
             self._discontinue(channel)
 
     def doubt(self, key: HubKey) -> None:
-        """An append to the channel may be committed although nobody saw it: the log is asked, until it answers.
+        """An append may be committed although nobody saw it: the log is asked, until it answers.
 
         Who connects later reads the head in the database.
         """

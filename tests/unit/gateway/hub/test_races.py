@@ -1,4 +1,4 @@
-"""What the hub makes of the worst moments: channels that close, come again, or change while a gap is healed."""
+"""The hub at the worst moments: channels that close, come again, or change while a gap is healed."""
 
 from __future__ import annotations
 
