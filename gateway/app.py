@@ -316,6 +316,7 @@ async def _retention(config: Config, store: SQLFleetStore, log: AlertLog, clock:
                 now_ms=clock.now_ms(),
                 age_s=config.alerts.retention_age_s,
                 count=config.alerts.retention_count,
+                dead_letter_age_s=config.alerts.dead_letter_age_s,
                 rows_max=config.database.flush_rows_max * 10,
             )
         except GatewayError as error:

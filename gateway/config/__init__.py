@@ -8,6 +8,7 @@ from gateway.config.identity import ForwardAuth, Identity, Introspection, Jwt
 from gateway.config.load import load_config
 from gateway.config.model import Alerts, Config, Database, Device, Log, Metrics, Server, Updates
 from gateway.config.section import Section
+from gateway.config.warnings import warnings_of
 
 __all__ = [
     "Alerts",
@@ -27,4 +28,5 @@ __all__ = [
     "example",
     "load_config",
     "reference",
+    "warnings_of",
 ]

@@ -48,7 +48,7 @@ def effective(config: Config) -> str:
         for key in _keys_of(table):
             value = value_of(config, key.path)
             if key.path == "database.url":
-                value = _without_password(config.database_url)
+                value = _without_password(value or config.database_url)
             lines.append(f"# {key.name} is not set" if value is None else f"{key.name} = {_toml(value)}")
     return "\n".join(lines) + "\n"
 

@@ -11,16 +11,18 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from gateway.config.files import exposure, problems_of_files
 from gateway.config.keys import Key, keys, tables
 from gateway.config.model import Config
-from gateway.config.relations import RELATIONS, value_of
+from gateway.config.relations import RELATIONS
 from gateway.errors import ConfigError
 
 PREFIX: Final = "FLEETCAST_"
@@ -36,8 +38,6 @@ _SERVICE_LINK: Final = re.compile(
 
 CONFIG_SIZE_BYTES_MAX: Final = 1024 * 1024
 
-_FILE_KEYS: Final = ("server.tls_cert", "server.tls_key", "identity.introspection.client_secret_file")
-
 
 def load_config(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Config:
     """Return the configuration of ``path`` (none: only defaults) with the environment over it.
@@ -47,7 +47,8 @@ def load_config(path: Path | None = None, environ: Mapping[str, str] | None = No
     Raises:
         ConfigError: With every problem found: unreadable file, bad TOML, unknown keys and variables, values
             of another type or outside their bounds, missing keys, broken relations, files that cannot be
-            read. Relations are asked only of values that are good by themselves.
+            read, secrets that everybody can read. Relations are asked only of values that are good by
+            themselves.
     """
     source = _Source(path, _read(path) if path is not None else {})
     problems = source.overlay(os.environ if environ is None else environ)
@@ -57,7 +58,8 @@ def load_config(path: Path | None = None, environ: Mapping[str, str] | None = No
         problems += [source.describe(item) for item in error.errors(include_url=False)]
         raise ConfigError(problems) from None
     problems += [source.place(key, what) for relation in RELATIONS for key, what in relation(config)]
-    problems += [source.place(key, what) for key, what in _unreadable_files(config)]
+    problems += [source.place(key, what) for key, what in problems_of_files(config)]
+    problems += source.exposed_password(config)
     if problems:
         raise ConfigError(problems)
     return config
@@ -93,6 +95,13 @@ class _Source:
                 return  # the file has something else than a table there: reported with the file's values
             table = inner
         table[key.name] = value
+
+    def exposed_password(self, config: Config) -> list[str]:
+        """Return the problem of a password in a configuration file that everybody can read, if it is one."""
+        if self.path is None or "database.url" in self._variables:
+            return []
+        what = exposure(self.path) if urlsplit(config.database.url or "").password else None
+        return [self.place("database.url", f"holds a password, and {what}")] if what is not None else []
 
     def place(self, key: str, what: str) -> str:
         """Return a problem as a sentence that begins with where to look."""
@@ -186,15 +195,3 @@ def _nearest_key(path: str) -> str:
 def _nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def _unreadable_files(config: Config) -> Iterator[tuple[str, str]]:
-    for key in _FILE_KEYS:
-        path = value_of(config, key)
-        if path is None:
-            continue
-        try:
-            with path.open("rb"):
-                pass
-        except OSError as error:
-            yield key, f"cannot read {path}: {error.strerror}; correct the path or its permissions"

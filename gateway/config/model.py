@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from gateway.config.identity import Identity
-from gateway.config.section import DAY_S, KIB, MIB, FilePath, HttpUrl, Section
+from gateway.config.section import DAY_S, KIB, MIB, FilePath, Section, with_password
 
 
 def _database_url(value: str) -> str:
@@ -34,11 +34,6 @@ class Server(Section):
         ge=0,
         le=65535,
         description="Port to listen on; 0 takes a free one.",
-    )
-    public_url: HttpUrl | None = Field(
-        default=None,
-        description="Address by which devices and operators reach the gateway, if not the listening one.",
-        examples=["https://fleet.example.com"],
     )
     data_dir: FilePath = Field(
         default=Path("fleetcast-data"),
@@ -76,6 +71,11 @@ class Database(Section):
         default=None,
         description="sqlite:///PATH, or postgresql://USER@HOST/NAME; without it SQLite in server.data_dir.",
         examples=["postgresql://fleetcast@127.0.0.1/fleetcast"],
+    )
+    password_file: FilePath | None = Field(
+        default=None,
+        description="File that holds the password of the url's user, and nothing else.",
+        examples=["secrets/database"],
     )
     pool_size: int = Field(default=8, ge=1, le=200, description="PostgreSQL connections kept open by a node.")
     pool_overflow: int = Field(
@@ -235,12 +235,6 @@ class Alerts(Section):
     dead_letter_age_s: int = Field(
         default=90 * DAY_S, ge=3600, le=3650 * DAY_S, description="How long dead letters are kept."
     )
-    tombstone_age_s: int = Field(
-        default=30 * DAY_S,
-        ge=DAY_S,
-        le=3650 * DAY_S,
-        description="How long positions, epochs and floors outlive the data.",
-    )
     retention_interval_s: float = Field(
         default=60.0, ge=1, le=DAY_S, description="Time between two runs of retention."
     )
@@ -315,14 +309,12 @@ class Config(Section):
 
     @property
     def database_url(self) -> str:
-        """The database's address; without a key, SQLite in the data folder."""
-        return self.database.url or f"sqlite:///{self.server.data_dir.absolute() / 'fleetcast.db'}"
+        """The database's address, with its password; without a key, SQLite in the data folder.
 
-    @property
-    def public_url(self) -> str:
-        """Where devices and operators reach the gateway, without a slash at the end."""
-        if self.server.public_url is not None:
-            return self.server.public_url.rstrip("/")
-        scheme = "https" if self.server.tls_cert is not None else "http"
-        host = f"[{self.server.listen_host}]" if ":" in self.server.listen_host else self.server.listen_host
-        return f"{scheme}://{host}:{self.server.listen_port}"
+        Reads ``database.password_file``, which ``load_config`` found readable.
+        """
+        url = self.database.url
+        if url is None:
+            return f"sqlite:///{self.server.data_dir.absolute() / 'fleetcast.db'}"
+        path = self.database.password_file
+        return url if path is None else with_password(url, path.read_text().strip())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from gateway.config.model import Config
 
@@ -45,15 +46,31 @@ def _mode_needs_its_table(config: Config) -> Iterator[tuple[str, str]]:
             )
 
 
+def _password_needs_a_user(config: Config) -> Iterator[tuple[str, str]]:
+    database = config.database
+    if database.password_file is None:
+        return
+    parts = urlsplit(database.url or "")
+    if not parts.scheme.startswith("postgresql") or not parts.username:
+        yield (
+            "database.password_file",
+            "is the password of nobody; name the user in database.url = postgresql://USER@HOST/NAME",
+        )
+    elif parts.password is not None:
+        yield "database.password_file", "is there beside a password in database.url; remove one of the two"
+
+
 RELATIONS: Final[Sequence[Relation]] = (
     _tls_needs_both,
     _mode_needs_its_table,
+    _password_needs_a_user,
     _at_most("database.flush_rows_max", "database.queue_rows_max"),
     _at_most("identity.negative_cache_s", "identity.positive_cache_s"),
     _at_most("identity.circuit_open_s", "identity.circuit_open_max_s"),
     _at_most("identity.jwt.jwks_refetch_min_s", "identity.jwt.jwks_refresh_s"),
     _at_most("device.pong_timeout_s", "device.heartbeat_s"),
     _at_most("device.window_size_bytes_max", "device.outbox_size_bytes_max"),
+    _at_most("device.page_size_bytes_max", "device.outbox_size_bytes_max"),
     _at_most("device.redeliver_min_s", "device.redeliver_max_s"),
     _at_most("updates.redeliver_min_s", "updates.redeliver_max_s"),
     _at_most("updates.directive_ttl_s", "updates.install_by_s"),

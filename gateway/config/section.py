@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -27,6 +27,13 @@ def _http_url(value: str) -> str:
     if parts.username is not None or parts.fragment:
         raise ValueError("must not carry a user name or a fragment; secrets come as files")
     return value
+
+
+def with_password(url: str, password: str) -> str:
+    """Return ``url`` with the password of its user; it is escaped."""
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}"))
 
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]

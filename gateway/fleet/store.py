@@ -194,11 +194,13 @@ class FleetStore(Protocol):
         """The facts of one message for each device subscribed to its channel, by device id."""
         ...
 
-    async def prune(self, *, now_ms: int, age_s: int, count: int, rows_max: int) -> Sequence[tuple[int, int]]:
+    async def prune(
+        self, *, now_ms: int, age_s: int, count: int, dead_letter_age_s: int, rows_max: int
+    ) -> Sequence[tuple[int, int]]:
         """Raise floors first, then delete at most ``rows_max`` rows of a kind; return (channel id, floor).
 
-        Facts of alerts that are gone, old answers and old dead letters go too. Call it again while it raised
-        something.
+        Facts of alerts that are gone, old answers and dead letters as old as ``dead_letter_age_s`` go too.
+        Call it again while it raised something.
         """
         ...
 

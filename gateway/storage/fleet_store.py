@@ -223,7 +223,9 @@ class SQLFleetStore:
             lambda conn: deliveries.deliveries_after(conn, channel_id, epoch, offset, after, _bounded(limit))
         )
 
-    async def prune(self, *, now_ms: int, age_s: int, count: int, rows_max: int) -> Sequence[tuple[int, int]]:
+    async def prune(
+        self, *, now_ms: int, age_s: int, count: int, dead_letter_age_s: int, rows_max: int
+    ) -> Sequence[tuple[int, int]]:
         raised = await self._database.write(
             lambda conn: retention.raise_floors(
                 conn, now_ms=now_ms, age_s=age_s, count=count, rows_max=rows_max
@@ -241,7 +243,7 @@ class SQLFleetStore:
         )
         await self._database.write(
             lambda conn: retention.delete_dead_letters(
-                conn, before=now_ms - retention.DEAD_LETTER_AGE_MS, rows_max=rows_max
+                conn, before=now_ms - dead_letter_age_s * 1000, rows_max=rows_max
             )
         )
         await self._database.write(

@@ -16,7 +16,6 @@ from gateway.storage.dialect import Columns, execute_rows
 from gateway.storage.standing import CLOSE_BY_PROOF
 from gateway.storage.tables import channel, dead_letter, delivery_fact, device, live_interval, message
 
-DEAD_LETTER_AGE_MS: Final = 30 * 24 * 3600 * 1000
 CHANNELS_MAX: Final = 200  # channels looked at in one step
 
 

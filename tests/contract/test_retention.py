@@ -18,7 +18,12 @@ DAY_S = 24 * 3600
 
 
 async def prune(world: World, **fields: Any) -> list[tuple[int, int]]:
-    bounds: dict[str, Any] = {"age_s": DAY_S, "count": 1_000, "rows_max": 1_000} | fields
+    bounds: dict[str, Any] = {
+        "age_s": DAY_S,
+        "count": 1_000,
+        "dead_letter_age_s": 30 * DAY_S,
+        "rows_max": 1_000,
+    } | fields
     return list(await world.store.prune(now_ms=world.now, **bounds))
 
 

@@ -7,18 +7,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
-from gateway.config import Config, effective, example, load_config, reference
+from gateway.config import Config, effective, example, load_config, reference, warnings_of
+from gateway.config.files import SECRETS
 from gateway.config.keys import keys, tables
 from gateway.errors import ConfigError
 from gateway.identity import IdentityLimits
 from gateway.origin import OriginLimits
+from tests.harness.config_reads import keys_that_are_read
 
 DOCUMENT = Path(__file__).parents[3] / "docs/reference/configuration.md"
 
 
 def load(tmp_path: Path, text: str, **environ: str) -> Config:
     path = tmp_path / "fleetcast.toml"
+    path.touch(mode=0o600)
     path.write_text(text)
     return load_config(path, environ)
 
@@ -35,14 +39,7 @@ class TestDefaults:
         assert config.identity.mode is None
         assert (config.server.listen_host, config.server.listen_port) == ("127.0.0.1", 8080)
         assert config.database_url == f"sqlite:///{Path.cwd()}/fleetcast-data/fleetcast.db"
-        assert config.public_url == "http://127.0.0.1:8080"
-
-    def test_public_url_follows_tls_and_ipv6(self, tmp_path):
-        cert, key = tmp_path / "c", tmp_path / "k"
-        cert.touch()
-        key.touch()
-        text = f'[server]\nlisten_host = "::1"\ntls_cert = "{cert}"\ntls_key = "{key}"'
-        assert load(tmp_path, text).public_url == "https://[::1]:8080"
+        assert warnings_of(config) != [], "no origin is named"
 
     def test_configuration_cannot_be_changed(self):
         with pytest.raises(ValueError, match="frozen"):
@@ -147,8 +144,13 @@ class TestProblems:
             ("[server]\nlisten_port = true", "server.listen_port"),
             ("[device]\nheartbeat_s = nan", "device.heartbeat_s"),
             ("[device]\nheartbeat_s = inf", "device.heartbeat_s"),
-            ("[server]\npublic_url = 'ftp://x'", "http:// or https://"),
-            ("[server]\npublic_url = 'http://u:p@x'", "must not carry a user name"),
+            ("[identity.forward_auth]\nurl = 'ftp://x'", "http:// or https://"),
+            ("[identity.forward_auth]\nurl = 'http://u:p@x'", "must not carry a user name"),
+            ("[database]\npassword_file = 'p'", "name the user in database.url"),
+            ("[database]\nurl = 'postgresql://db/x'\npassword_file = 'p'", "name the user in database.url"),
+            ("[database]\nurl = 'sqlite:///x'\npassword_file = 'p'", "name the user in database.url"),
+            ("[database]\nurl = 'postgresql://u:p@db/x'\npassword_file = 'p'", "remove one of the two"),
+            ("[device]\noutbox_size_bytes_max = 600000", "over device.outbox_size_bytes_max"),
             ("[database]\nurl = 'mysql://x'", "must start with sqlite:///"),
             ("[server]\ntls_cert = 'c'", "server.tls_key: is missing"),
             ("[identity]\nmode = 'jwt'", "identity.jwt: is missing"),
@@ -205,19 +207,116 @@ class TestProblems:
         assert "identity.introspection.client_secret_file: cannot read" in problem
 
 
+class TestSecrets:
+    URL = "postgresql://fleet@db/x"
+
+    @pytest.mark.parametrize("mode", [0o604, 0o602, 0o644, 0o777])
+    @pytest.mark.parametrize("key", SECRETS)
+    def test_a_secret_that_everybody_can_reach_is_refused_with_the_command_that_mends_it(
+        self, tmp_path, key, mode
+    ):
+        for name in ("cert", "key", "password", "client"):
+            (tmp_path / name).touch(mode=0o600)
+        files = dict(zip(SECRETS, ("key", "password", "client"), strict=True))
+        (tmp_path / files[key]).chmod(mode)
+        (problem,) = problems(
+            tmp_path,
+            f'[server]\ntls_cert = "{tmp_path}/cert"\ntls_key = "{tmp_path}/key"\n'
+            f'[database]\nurl = "{self.URL}"\npassword_file = "{tmp_path}/password"\n'
+            '[identity]\nmode = "introspection"\n[identity.introspection]\nurl = "http://x"\n'
+            f'client_id = "g"\nclient_secret_file = "{tmp_path}/client"',
+        )
+        assert f"{key}: everybody on this machine has access to {tmp_path / files[key]}" in problem
+        assert problem.endswith(f"run: chmod o= {tmp_path / files[key]}")
+
+    def test_a_group_may_share_a_secret(self, tmp_path):
+        secret = tmp_path / "password"
+        secret.write_text("hunter2\n")
+        secret.chmod(0o640)
+        text = f'[database]\nurl = "{self.URL}"\npassword_file = "{secret}"'
+        assert load(tmp_path, text).database_url == "postgresql://fleet:hunter2@db/x"
+
+    def test_a_password_may_hold_anything(self, tmp_path):
+        secret = tmp_path / "password"
+        secret.touch(mode=0o600)
+        secret.write_text("a@b/c:d?é#%\n")
+        config = load(tmp_path, f'[database]\nurl = "{self.URL}"\npassword_file = "{secret}"')
+        assert make_url(config.database_url).password == "a@b/c:d?é#%"
+        assert load(tmp_path, effective(config)) == config, "what is shown is what was set"
+        assert "a%40b" not in effective(config)
+
+    def test_a_password_in_a_file_that_everybody_can_read_is_refused(self, tmp_path):
+        text = '[database]\nurl = "postgresql://fleet:hunter2@db/x"'
+        load(tmp_path, text)
+        (tmp_path / "fleetcast.toml").chmod(0o644)
+        (problem,) = problems(tmp_path, text)
+        assert "database.url: holds a password, and everybody" in problem
+        assert "hunter2" not in problem
+        assert load(tmp_path, "", FLEETCAST_DATABASE_URL="postgresql://fleet:hunter2@db/x")
+
+
+class TestWarnings:
+    GOOD = '[identity]\nmode = "forward_auth"\n[identity.forward_auth]\nurl = "http://127.0.0.1/a"\n'
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            '[server]\nlisten_host = "::1"',
+            '[server]\nlisten_host = "localhost"',
+            '[server]\nlisten_host = "10.0.0.1"\ntls_cert = "{0}/c"\ntls_key = "{0}/k"\n'
+            "[metrics]\nenabled = false",
+            '[database]\nurl = "postgresql://u@db/x?sslmode=verify-full"',
+            '[database]\nurl = "postgresql://u@localhost/x"',
+            '[database]\nurl = "postgresql:///x"',
+        ],
+    )
+    def test_none_where_all_is_well(self, tmp_path, text):
+        for name in "ck":
+            (tmp_path / name).touch(mode=0o600)
+        assert warnings_of(load(tmp_path, self.GOOD + text.format(tmp_path))) == []
+
+    @pytest.mark.parametrize(
+        ("text", "starts"),
+        [
+            ('[server]\nlisten_host = "0.0.0.0"', ["server.tls_cert is not set", "metrics.enabled is true"]),
+            ('[server]\nlisten_host = "::"', ["server.tls_cert is not set", "metrics.enabled is true"]),
+            ('[database]\nurl = "postgresql://u@db/x"', ["database.url reaches db without"]),
+            ('[database]\nurl = "postgresql://u@db/x?sslmode=require"', ["database.url reaches db without"]),
+            ('[database]\nurl = "postgresql://u:p@127.0.0.1/x"', ["database.url holds a password"]),
+        ],
+    )
+    def test_what_is_seldom_meant(self, tmp_path, text, starts):
+        found = warnings_of(load(tmp_path, self.GOOD + text))
+        assert [line[: len(start)] for line, start in zip(found, starts, strict=True)] == starts
+
+    def test_an_origin_in_the_clear(self, tmp_path):
+        (found,) = warnings_of(load(tmp_path, self.GOOD.replace("127.0.0.1", "id.example.com")))
+        assert found.startswith("identity.forward_auth.url is plain HTTP to id.example.com")
+        keys_url = (
+            '[identity]\nmode = "jwt"\n[identity.jwt]\njwks_url = "http://x"\nissuer = "i"\naudience = "a"'
+        )
+        (found,) = warnings_of(load(tmp_path, keys_url))
+        assert "read or replace keys" in found
+
+    def test_no_mode_admits_nobody(self, tmp_path):
+        (found,) = warnings_of(load(tmp_path, ""))
+        assert found.startswith("identity.mode is not set")
+
+
 class TestExample:
     def test_example_as_printed_is_the_defaults(self, tmp_path):
         assert load(tmp_path, example()) == load_config(None, {})
 
     def test_example_with_every_key_set_loads_and_has_every_key(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        for name in ("tls/fleetcast.crt", "tls/fleetcast.key", "secrets/introspection"):
+        for name in ("tls/fleetcast.crt", "tls/fleetcast.key", "secrets/introspection", "secrets/database"):
             (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).touch()
+            (tmp_path / name).touch(mode=0o600)
         text = re.sub(r"^#(?! )", "", example(), flags=re.MULTILINE)
         config = load(tmp_path, text)
         assert config.identity.mode == "forward_auth"
-        assert config.server.public_url == "https://fleet.example.com"
+        assert config.server.tls_key == Path("tls/fleetcast.key")
         for key in keys():
             assert f"\n{key.name} = " in text
 
@@ -288,3 +387,7 @@ def test_limits_are_filled_from_keys_of_the_same_name():
 @pytest.mark.parametrize("limits_class", [IdentityLimits, OriginLimits])
 def test_defaults_of_the_keys_and_of_the_limits_are_the_same(limits_class):
     assert load_config(None, {}).identity.limits(limits_class) == limits_class()
+
+
+def test_every_key_has_an_effect():
+    assert {key.path for key in keys()} - keys_that_are_read() == set()
