@@ -203,7 +203,7 @@ class LogReader:
             block = await self._log.block(channel.fleet, channel.name, channel.id, channel.epoch, offset)
             upto = min(block.upto, last)
             found += [block.items[at] for at in range(offset, upto + 1) if at in block.items]
-            offset = upto + 1
+            offset = max(upto, block.floor) + 1
         return found
 
     async def head(self, channel: HubChannel) -> int:

@@ -74,13 +74,16 @@ def build_page(
             message = item.encoded(
                 is_json=is_json, attempt=attempt if offset <= resent_upto else 1, waiting=head - offset
             )
-            if page.runs and page.runs[-1][1] == offset - 1:
+            # What is sent again and what is sent first are two facts: they are different attempts.
+            if page.runs and page.runs[-1][1] == offset - 1 and offset - 1 != resent_upto:
                 page.runs[-1] = (page.runs[-1][0], offset)
             else:
                 page.runs.append((offset, offset))
         else:
             while end < last and _reason(block.items.get(end + 1), end + 1, dead, now_ms) == reason:
                 end += 1
+            if reason == "pruned" and end == last:
+                end = min(max(end, block.floor), head)  # not a block at a time, for a device long away
             if reason == "expired":
                 page.expired += [block.items[expired] for expired in range(offset, end + 1)]
             advance = Advance(channel=channel, epoch=epoch, first=offset, last=end, reason=reason)
