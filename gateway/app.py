@@ -11,9 +11,9 @@ import asyncio
 import random
 import signal
 import socket
-import ssl
 import sys
-from collections.abc import AsyncIterator, Coroutine
+import time
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,7 +24,7 @@ from aiohttp import web
 from device_sdk.wire.close_codes import CloseCode
 from device_sdk.wire.names import FleetName
 from gateway.clock import Clock, SystemClock
-from gateway.config import Config
+from gateway.config import Config, Supervisor, read_supervisor, warnings_of
 from gateway.edge import artifacts, health
 from gateway.edge.artifacts import ArtifactTransfers, TransferLimits
 from gateway.edge.device import Admission, device_routes
@@ -51,7 +51,9 @@ from gateway.storage.releases import SQLReleaseStore
 from gateway.storage.rollouts import SQLRolloutStore
 from gateway.storage.schema import migrate, schema_state
 from gateway.storage.writer import BatchWriter
+from gateway.supervise import Notifier, inherited_sockets, keep_alive
 from gateway.telemetry import Metrics, configure_logs, logger
+from gateway.tls import ServerTLS, server_tls, tls_warnings
 from gateway.websocket import WebSocketLimits
 
 _log = logger("app")
@@ -77,6 +79,8 @@ class Gateway:
     admission: Admission
     alerts: Alerts
     metrics: Metrics
+    writer: BatchWriter
+    tls: ServerTLS | None
 
     @property
     def url(self) -> str:
@@ -84,6 +88,11 @@ class Gateway:
         scheme = "https" if self.config.server.tls_cert is not None else "http"
         host, port = self.address
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    @property
+    def status(self) -> str:
+        """One line for whoever looks after the process."""
+        return f"{self.admission.connections} devices connected at {self.url}"
 
 
 def serve(config: Config) -> int:
@@ -94,7 +103,7 @@ def serve(config: Config) -> int:
     configure_logs(level=config.log.level, format=config.log.format)
     try:
         prepare(config)
-        return uvloop.run(_serve(config))
+        return uvloop.run(_serve(config, read_supervisor()))
     except ConfigError as error:
         for problem in error.problems:
             sys.stderr.write(f"{problem}\n")
@@ -130,21 +139,58 @@ def prepare(config: Config) -> None:
         )
 
 
-async def _serve(config: Config) -> int:
+async def _serve(config: Config, supervisor: Supervisor) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with open_gateway(config) as gateway:
+    notifier = Notifier(supervisor.notify_address)
+    async with open_gateway(config, sockets=inherited_sockets(supervisor.descriptors)) as gateway:
+        loop.add_signal_handler(signal.SIGHUP, lambda: _reload(gateway, notifier))
+        for warning in (*warnings_of(config), *tls_warnings(gateway.tls, now_s=time.time())):
+            _log.warning("check the configuration", detail=warning)
         _log.info("listening", url=gateway.url, data_dir=str(config.server.data_dir))
+        notifier.ready(gateway.status)
+        watched = asyncio.create_task(
+            keep_alive(
+                notifier,
+                watchdog_s=supervisor.watchdog_s,
+                stuck_s=lambda: gateway.writer.stuck_s,
+                status=lambda: gateway.status,
+            ),
+            name="supervise.watchdog",
+        )
         await stop.wait()
+        watched.cancel()
         _log.info("stopping", connections=gateway.admission.connections)
+        notifier.stopping("devices are told to come back")
     return EXIT_OK
 
 
+def _reload(gateway: Gateway, notifier: Notifier) -> None:
+    """Take up what may change while the node runs: its certificate."""
+    notifier.reloading()
+    try:
+        if gateway.tls is not None:
+            gateway.tls.reload()
+            gateway.metrics.certificate_expires_at_s.set(gateway.tls.expires_at)
+            _log.info("certificate reloaded", expires_at=int(gateway.tls.expires_at))
+        else:
+            _log.info("nothing to reload: server.tls_cert is not set")
+    except ConfigError as error:
+        for problem in error.problems:
+            _log.error("not reloaded, the old certificate stays", problem=problem)
+    notifier.ready(gateway.status)
+
+
 @asynccontextmanager
-async def open_gateway(config: Config, *, clock: Clock | None = None) -> AsyncIterator[Gateway]:
+async def open_gateway(
+    config: Config, *, clock: Clock | None = None, sockets: Sequence[socket.socket] = ()
+) -> AsyncIterator[Gateway]:
     """Yield a node that listens; ``prepare`` comes before. Leaving the block drains it.
+
+    Args:
+        sockets: Listening ones to use in place of ``server.listen_host`` and ``listen_port``.
 
     Raises:
         ConfigError: Keys, certificates or addresses that cannot be used.
@@ -289,20 +335,29 @@ async def open_gateway(config: Config, *, clock: Clock | None = None) -> AsyncIt
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        listening = _listen(config)
-        site = web.SockSite(runner, listening, ssl_context=_tls(config), backlog=config.server.backlog)
-        await site.start()
-        host, port = listening.getsockname()[:2]
+        tls = server_tls(config)
+        context = None
+        if tls is not None:
+            context = tls.context
+            metrics.certificate_expires_at_s.set(tls.expires_at)
+        listening = sockets or [_listen(config)]
+        sites = [
+            web.SockSite(runner, one, ssl_context=context, backlog=config.server.backlog) for one in listening
+        ]
+        for site in sites:
+            await site.start()
+        host, port = listening[0].getsockname()[:2]
         try:
-            yield Gateway(config, (host, port), sessions, admission, alerts, metrics)
+            yield Gateway(config, (host, port), sessions, admission, alerts, metrics, writer, tls)
         finally:
-            await _drain(site, admission, sessions)
+            await _drain(sites, admission, sessions)
 
 
-async def _drain(site: web.SockSite, admission: Admission, sessions: Sessions) -> None:
+async def _drain(sites: Sequence[web.SockSite], admission: Admission, sessions: Sessions) -> None:
     """Take nobody new and tell every device to come back; what they said last is in the writer's queue."""
     admission.is_draining = True
-    await site.stop()
+    for site in sites:
+        await site.stop()
     sessions.close_all(CloseCode.SHUTDOWN)
     await asyncio.sleep(0)  # answers to polls that ended are on their way
 
@@ -350,20 +405,6 @@ def _listen(config: Config) -> socket.socket:
             ]
         ) from error
     return listening
-
-
-def _tls(config: Config) -> ssl.SSLContext | None:
-    server = config.server
-    if server.tls_cert is None or server.tls_key is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(server.tls_cert, server.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            [f"server.tls_cert, server.tls_key: not a certificate and its key: {error}"]
-        ) from error
-    return context
 
 
 class _DeviceFleet:

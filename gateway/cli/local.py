@@ -45,7 +45,8 @@ def serve(config: ConfigFile = None) -> None:
 
     Without a configuration it runs on safe defaults: SQLite, keys and artifacts in ./fleetcast-data, plain
     HTTP on 127.0.0.1:8080. An embedded database is migrated at the start; PostgreSQL must be, by
-    fleetcast db upgrade.
+    fleetcast db upgrade. SIGHUP takes up a new certificate; under systemd it says when it is ready, pats the
+    watchdog, and takes sockets that are open already.
     """
     configuration = load_configuration(config)
     from gateway.app import serve as serve_gateway
@@ -61,12 +62,21 @@ def check_config(
 ) -> None:
     """Check the configuration and print what is in force, or print an example.
 
-    Every problem is shown, and the exit status is 2, if there is one.
+    Every problem is shown, and the exit status is 2, if there is one. What can be run but is seldom meant, such
+    as plain HTTP on a public address, is a warning on standard error.
     """
-    from gateway.config import effective
+    from gateway.config import effective, warnings_of
     from gateway.config import example as example_file
+    from gateway.tls import server_tls, tls_warnings
 
-    print(example_file() if example else effective(load_configuration(config)), end="")
+    if example:
+        print(example_file(), end="")
+        return
+    configuration = load_configuration(config)
+    tls = server_tls(configuration)
+    print(effective(configuration), end="")
+    for warning in (*warnings_of(configuration), *tls_warnings(tls, now_s=time.time())):
+        note(f"warning: {warning}")
 
 
 @database.command("upgrade")

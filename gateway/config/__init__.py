@@ -8,6 +8,7 @@ from gateway.config.identity import ForwardAuth, Identity, Introspection, Jwt
 from gateway.config.load import load_config
 from gateway.config.model import Alerts, Config, Database, Device, Log, Metrics, Server, Updates
 from gateway.config.section import Section
+from gateway.config.supervisor import Supervisor, read_supervisor
 from gateway.config.warnings import warnings_of
 
 __all__ = [
@@ -23,10 +24,12 @@ __all__ = [
     "Metrics",
     "Section",
     "Server",
+    "Supervisor",
     "Updates",
     "effective",
     "example",
     "load_config",
+    "read_supervisor",
     "reference",
     "warnings_of",
 ]

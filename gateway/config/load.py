@@ -1,8 +1,8 @@
 """From a TOML file and the environment to a checked ``Config``, or to every problem at once.
 
-The environment wins over the file: ``FLEETCAST_<SECTION>_<KEY>``, upper case, sets one key. This is the only
-module of the gateway that reads the environment. Each value keeps its source until it is checked, so that a
-problem can name the file or the variable, the key, and the fix.
+The environment wins over the file: ``FLEETCAST_<SECTION>_<KEY>``, upper case, sets one key. Beside
+``supervisor`` this is the only module of the gateway that reads the environment. Each value keeps its source
+until it is checked, so that a problem can name the file or the variable, the key, and the fix.
 """
 
 from __future__ import annotations

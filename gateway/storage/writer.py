@@ -14,11 +14,12 @@ that fails alone, three times, on a database that answers is dropped.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, select
 
@@ -40,6 +41,8 @@ from gateway.fleet.facts import (
 )
 from gateway.storage.engine import Database
 from gateway.telemetry import Metrics, SparseLog, logger
+
+T = TypeVar("T")
 
 Handler = Callable[[Connection, Sequence[Any]], Sequence[Any]]
 """Applies writes of one type; returns a result for each, an exception for one that is refused alone."""
@@ -112,11 +115,23 @@ class BatchWriter:
         self._rows_max = self._transaction_rows_max  # of the next transaction: fewer after a failure
         self._failures_alone = 0  # of the oldest write, in a row
         self._is_running = False
+        self._transaction_began: float | None = None
         self._closing = asyncio.Event()
 
     @property
     def is_full(self) -> bool:
         return len(self._queue) >= self._queue_rows_max
+
+    @property
+    def stuck_s(self) -> float:
+        """For how long there has been no progress: the age of the transaction under way.
+
+        Without end once ``run`` has ended. A database that is away is progress: each try fails in time.
+        """
+        if self._finished.is_set():
+            return math.inf
+        began = self._transaction_began
+        return 0.0 if began is None else self._clock.monotonic() - began
 
     def put(self, write: HotWrite) -> None:
         if self._closing.is_set() or len(self._queue) >= self._queue_rows_max * _OVERFLOW_MAX:
@@ -237,7 +252,7 @@ class BatchWriter:
         if self._failures_alone < _FAILURES_ALONE_MAX or not self._queue:
             return
         with suppress(StorageUnavailableError):
-            await self._database.transaction(lambda connection: connection.execute(select(1)).scalar())
+            await self._commit(lambda connection: connection.execute(select(1)).scalar())
             self._lost(self._queue.popleft().write, "the database refuses it")
             self._failures_alone = 0
             self._took()
@@ -245,7 +260,7 @@ class BatchWriter:
     async def _transact(self, part: list[_Entry], parts: list[list[_Entry]]) -> None:
         writes = [entry.write for entry in part]
         try:
-            results = await self._database.transaction(lambda connection: self._apply(connection, writes))
+            results = await self._commit(lambda connection: self._apply(connection, writes))
         except StorageUnavailableError:
             raise
         except Exception as error:
@@ -257,6 +272,13 @@ class BatchWriter:
             logger(__name__).exception("hot_write_failed", write=type(writes[0]).__name__)
         for entry, result in zip(part, results, strict=True):
             _settle(entry, result)
+
+    async def _commit(self, command: Callable[[Connection], T]) -> T:
+        self._transaction_began = self._clock.monotonic()
+        try:
+            return await self._database.transaction(command)
+        finally:
+            self._transaction_began = None
 
     def _apply(self, connection: Connection, writes: Sequence[HotWrite]) -> list[Any]:
         places: dict[type, list[int]] = {}

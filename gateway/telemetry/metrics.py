@@ -160,6 +160,9 @@ class Metrics:
             registry=self.registry,
         )
         self._http_by_route: dict[tuple[str, str], Histogram] = {}
+        self.certificate_expires_at_s = self._gauge(
+            "tls_certificate_expires_at_seconds", "When the certificate in use is over, Unix time; 0: none is."
+        )
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(f"fleetcast_{name}", text, registry=self.registry)
