@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 import asyncpg
 import pytest
+from hypothesis import HealthCheck, settings
 from sqlalchemy.engine import make_url
 
 from gateway.clock import FakeClock
@@ -33,6 +34,10 @@ from gateway.storage.tables import metadata
 from gateway.telemetry import Metrics
 
 T = TypeVar("T")
+# How long an example takes says more of the machine than of the code; pytest-timeout bounds the whole test.
+settings.register_profile("fleetcast", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fleetcast")
+
 POSTGRES = Path(__file__).resolve().parent.parent / "ops/dev/postgres"
 
 

@@ -17,7 +17,9 @@ from tests.harness import selectors as strategies
 
 # The fixture's one database serves all examples: each begins by clearing it.
 SHARED = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
