@@ -1,8 +1,9 @@
 # `make` builds the virtual environment; `make help` lists the rest.
 
 PYTHON ?= python3
-# Where it is found, the unit tests run on it too.
-PYTHON_NEXT ?= python3.13
+# Where it is found (pyenv keeps it where no PATH leads), the unit tests run on it too.
+PYTHON_NEXT ?= $(shell python3.13 -c '' 2>/dev/null && echo python3.13 || \
+  ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.13.*/bin/python3.13 2>/dev/null | tail -n 1)
 
 VENV := .venv
 VENV_NEXT := .venv-next
@@ -36,11 +37,11 @@ bench: $(VENV)/.runtime bench-packages ## Measure beside a floor in C (BENCH_ARG
 
 test: lint test-packages ## Check everything and run all tests (PYTEST_ARGS="-k name")
 	timeout $(SUITE_S_MAX) $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
-	@if $(PYTHON_NEXT) -c '' >/dev/null 2>&1; then \
+	@if [ -n "$(PYTHON_NEXT)" ]; then \
 	  $(MAKE) --no-print-directory $(VENV_NEXT)/.test && \
 	  echo "The unit tests on $$($(VENV_NEXT)/bin/python --version):" && \
 	  timeout $(UNIT_S_MAX) $(VENV_NEXT)/bin/python -m pytest -n 2 -p no:cacheprovider tests/unit; \
-	else echo "No $(PYTHON_NEXT) here: the unit tests ran on $$($(BIN)/python --version) alone."; fi
+	else echo "No Python 3.13 here: the unit tests ran on $$($(BIN)/python --version) alone."; fi
 
 lint: $(VENV)/.test ## Check style, types and layers
 	$(BIN)/ruff check .
