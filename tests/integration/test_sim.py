@@ -1,0 +1,198 @@
+"""``fleetcast-sim`` against a gateway and the example origin, all processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device_sdk import SlotInstaller
+from tests.harness.gateway import GatewayProcess
+from tests.harness.operator import Operator
+
+ROOT = Path(__file__).resolve().parents[2]
+SIM = Path(sys.executable).with_name("fleetcast-sim")
+FLEET = "acme"
+IMAGE = os.urandom(150_000)
+SEQUENCE = 1_800_000_000
+
+pytestmark = pytest.mark.timeout(180)
+
+STORM = """
+name = "storm"
+devices = 14
+duration_s = 100
+
+[[group]]
+name = "links"
+share = 1
+transport = { websocket = 1, longpoll = 1 }
+encoding = { cbor = 1, json = 1 }
+  [group.link]
+  delay_ms = [0, 20]
+  cut = 0.03
+  duplicate = 0.2
+  reorder = 0.5
+  refuse = 0.1
+  download_cut = 0.2
+  offline_s = [0, 0.3]
+  [group.expect]
+  state = "committed"
+  alerts_min = 3
+
+[[group]]
+name = "power"
+share = 1
+transport = { websocket = 1, longpoll = 1 }
+clock = "none"
+  [group.flash]
+  power_cuts = 5
+  power_cut_bytes = [100, 60000]
+  off_s = 0.05
+  [group.expect]
+  state = "committed"
+  alerts_min = 3
+
+[[group]]
+name = "sick"
+count = 1
+  [group.boot]
+  sick = 1
+  [group.expect]
+  state = "rolled_back"
+  code = "boot_failed"
+
+[[group]]
+name = "panics"
+count = 1
+  [group.boot]
+  panic = 1
+  [group.expect]
+  state = "rolled_back"
+  code = "boot_failed"
+
+[[group]]
+name = "tampered"
+count = 1
+transport = "longpoll"
+  [group.link]
+  tamper = "manifest"
+  [group.expect]
+  state = "rejected"
+  code = "digest_mismatch"
+
+[[group]]
+name = "ahead"
+count = 1
+sequence = 9_000_000_000
+  [group.expect]
+  state = "rejected"
+  code = "rollback"
+"""
+
+
+@dataclass
+class Stage:
+    """A gateway with a rollout to everybody, and the devices' side of it as files."""
+
+    gateway: GatewayProcess
+    folder: Path
+
+    async def simulate(self, *options: object) -> tuple[int, dict[str, Any]]:
+        """Run the scenario; return the exit status and the result."""
+        words = [
+            *(SIM, "run", self.folder / "scenario.toml", "--url", self.gateway.url, "--fleet", FLEET),
+            *("--tokens", self.folder / "tokens.txt", "--release-key", self.folder / "release.pub.pem"),
+            *("--keep-flash", self.folder / "flash", "--trace", self.folder / "trace", "--json", *options),
+        ]
+        process = await asyncio.create_subprocess_exec(*map(str, words), stdout=subprocess.PIPE)
+        out, _ = await process.communicate()
+        assert process.returncode is not None
+        return process.returncode, json.loads(out.splitlines()[-1])
+
+    def image(self, device_id: str) -> bytes:
+        """Return what the device's running slot holds, as its flash was at the end."""
+        folder = self.folder / "flash" / device_id
+        installer = SlotInstaller(folder, components=("main",), is_boot=False)
+        path = folder / installer.running_file("main")
+        return path.read_bytes() if path.exists() else b""
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    (tmp_path / "scenario.toml").write_text(STORM)
+    tokens = tmp_path / "tokens.txt"
+    subprocess.run([SIM, "tokens", tmp_path / "scenario.toml", "--output", tokens], check=True)
+    origin = subprocess.Popen(
+        [
+            *(sys.executable, ROOT / "ops/demo/origin.py", "--tokens", tokens, "--fleet", FLEET),
+            *("--channel", "alert:ops", "--channel", "update:firmware"),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert origin.stdout is not None
+        url = origin.stdout.readline().strip()
+        async with GatewayProcess(tmp_path / "gateway", fleet=FLEET, forward_auth_url=url) as gateway:
+            operator = Operator(gateway)
+            (tmp_path / "release.pub.pem").write_bytes(operator.key.public.to_pem())
+            await operator.trust()
+            await operator.channel("ops", "alert", starts_at_earliest=True)
+            await operator.channel("firmware", "update")
+            release = await operator.release(IMAGE, version="1.4.0", sequence=SEQUENCE)
+            await operator.rollout(release, "firmware")
+            yield Stage(gateway, tmp_path)
+    finally:
+        origin.terminate()
+        origin.communicate()
+
+
+async def test_storm_ends_as_expected_and_both_sides_tell_the_same(stage: Stage) -> None:
+    for number in range(3):
+        await stage.gateway.call("POST", "/channels/ops/alerts", json={"text": f"alert {number}"})
+    status, result = await stage.simulate()
+    assert (status, result["unmet"], result["crashes"]) == (0, {}, {}), result
+    assert result["states"] == {"committed": 10, "rolled_back": 2, "rejected": 2}
+    assert result["refused"] == {"boot_failed": 2, "digest_mismatch": 1, "rollback": 1}
+    assert result["alerts_in_order"] is True
+    assert {"duplicate", "reorder", "power_cut", "panic", "sick", "tamper"} <= result["faults"].keys()
+
+    (rollout,) = (await stage.gateway.call("GET", "/rollouts"))["items"]
+    deployments = (await stage.gateway.call("GET", f"/rollouts/{rollout['id']}/deployments"))["items"]
+    assert Counter(one["state"] for one in deployments) == result["states"]
+    assert Counter(one["code"] for one in deployments if one["state"] != "committed") == result["refused"]
+    for one in deployments:
+        is_new = stage.image(one["device_id"]) == IMAGE
+        assert is_new == (one["state"] == "committed"), one["device_id"]
+    faults = [json.loads(line) for line in (stage.folder / "trace").read_text().splitlines()]
+    assert Counter(fault["kind"] for fault in faults) == result["faults"]
+
+
+async def test_what_is_not_as_expected_is_said_and_the_exit_status_is_1(stage: Stage) -> None:
+    scenario = (
+        'devices = 2\nduration_s = 1\n[[group]]\nname = "a"\n[group.expect]\nalerts_min = 1\nstate = "failed"'
+    )
+    (stage.folder / "scenario.toml").write_text(scenario)
+    status, result = await stage.simulate("--seed", 5)
+    assert (status, result["ok"], result["seed"]) == (1, False, 5)
+    assert sorted(result["unmet"]) == ["sim-0001", "sim-0002"]
+
+
+async def test_device_without_power_leaves_without_a_word(stage: Stage) -> None:
+    (stage.folder / "scenario.toml").write_text(
+        'devices = 1\nduration_s = 60\n[[group]]\nname = "a"\n[group.flash]\npower_cuts = 1\n'
+        'power_cut_bytes = 30000\n[group.expect]\nstate = "committed"\n'
+    )
+    status, result = await stage.simulate()
+    assert (status, result["faults"]) == (0, {"power_cut": 1})
+    assert stage.image("sim-0001") == IMAGE
