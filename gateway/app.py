@@ -8,13 +8,15 @@ the database is let go. ``serve`` is that as a process.
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import random
 import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -198,6 +200,7 @@ async def open_gateway(
     clock = clock or SystemClock()
     metrics = Metrics()
     async with AsyncExitStack() as stack:
+        stack.enter_context(_alone(config))
         database = await stack.enter_async_context(
             open_database(config.database_url, limits=config.database.limits(DatabaseLimits), metrics=metrics)
         )
@@ -367,18 +370,37 @@ async def _retention(config: Config, store: SQLFleetStore, log: AlertLog, clock:
     while True:
         await asyncio.sleep(config.alerts.retention_interval_s)
         try:
-            pruned = await store.prune(
+            while pruned := await store.prune(
                 now_ms=clock.now_ms(),
                 age_s=config.alerts.retention_age_s,
                 count=config.alerts.retention_count,
                 dead_letter_age_s=config.alerts.dead_letter_age_s,
                 rows_max=config.database.flush_rows_max * 10,
-            )
+            ):
+                for channel_id, _ in pruned:
+                    log.forget(channel_id)
         except GatewayError as error:
             _log.warning("retention did not run", code=error.code)
-            continue
-        for channel_id, _ in pruned:
-            log.forget(channel_id)
+
+
+@contextmanager
+def _alone(config: Config) -> Iterator[None]:
+    """Hold the data folder: two nodes on one embedded database would each miss what the other publishes.
+
+    Raises:
+        ConfigError: Another gateway holds it.
+    """
+    path = config.server.data_dir / "lock"
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ConfigError(
+            [f"server.data_dir: another gateway runs on {path.parent}; stop it or name another"]
+        ) from error
+    finally:
+        os.close(descriptor)
 
 
 async def _anonymous(_request: web.Request, response: web.StreamResponse) -> None:

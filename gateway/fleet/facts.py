@@ -24,6 +24,14 @@ class Connect:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """The origin says something else of a connected device: its attributes and channels become that."""
+
+    verdict: Verdict
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class IntervalOpened:
     """From ``first`` on the session is live in the channel: messages are sent when they are accepted."""
 
@@ -135,6 +143,7 @@ class Disconnected:
 
 HotWrite = (
     Connect
+    | Judged
     | IntervalOpened
     | IntervalClosed
     | Sent

@@ -18,7 +18,7 @@ from device_sdk.wire.limits import CHANNELS_MAX
 from device_sdk.wire.messages import Hello
 from device_sdk.wire.names import ChannelName, own_channel
 from gateway.errors import CredentialRefusedError, GatewayError, OriginUnavailableError
-from gateway.fleet.facts import Connect
+from gateway.fleet.facts import Connect, Judged
 from gateway.fleet.model import Channel, Connected, ConnectedSubscription
 from gateway.identity import ChannelKind, Verdict
 from gateway.ids import random_uint32
@@ -40,7 +40,7 @@ _log = SparseLog(logger(__name__), interval_s=10.0)
 class _Arrival:
     """One device that connects, as far as it is known while the handler goes on."""
 
-    write: Connect
+    write: Connect | Judged
     fleet: Any  # row: id, name, root_version
     device: Any = None  # row, once found: id, enrolment_id, is_enabled, boot_id, directive_sequence
     subscriptions: list[ConnectedSubscription] = field(default_factory=list)
@@ -51,6 +51,7 @@ class _Arrival:
 
     @property
     def hello(self) -> Hello:
+        assert isinstance(self.write, Connect), "only asked for where one was said"
         return self.write.hello
 
     @property
@@ -95,6 +96,24 @@ def _connect(connection: Connection, writes: Sequence[Connect]) -> list[Connecte
         or _refusal(write, is_known=write.verdict.fleet in fleets)
         for write in writes
     ]
+
+
+def judged(connection: Connection, writes: Sequence[Judged]) -> Sequence[None]:
+    """Make attributes and subscriptions of connected devices what the origin says now: its last word."""
+    latest = {(write.verdict.fleet, write.verdict.device_id): write for write in writes}
+    fleets = _fleets(connection, {fleet_name for fleet_name, _ in latest})
+    found = [
+        _Arrival(write, fleets[fleet_name])
+        for (fleet_name, _), write in latest.items()
+        if fleet_name in fleets
+    ]
+    _find_devices(connection, found)
+    known = [one for one in found if one.device is not None]
+    if known:
+        rows = sorted((one.key, json_text(dict(one.verdict.attributes))) for one in known)
+        execute_rows(connection, _JUDGED_DEVICE, rows, _JUDGE)
+        _apply_grants(connection, known)
+    return [None] * len(writes)
 
 
 def _refusal(write: Connect, *, is_known: bool) -> GatewayError:
@@ -202,6 +221,9 @@ _SEE: Final = """
         directive_sequence = CASE WHEN d.directive_sequence < i.last_directive
                                   THEN i.last_directive ELSE d.directive_sequence END
     FROM incoming AS i WHERE d.id = i.id"""
+
+_JUDGED_DEVICE: Final[Columns] = (("id", "bigint"), ("origin", "jsonb"))
+_JUDGE: Final = "UPDATE device AS d SET origin = i.origin FROM incoming AS i WHERE d.id = i.id"
 
 
 # --- its channels -------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from gateway.fleet.facts import (
     HotWrite,
     IntervalClosed,
     IntervalOpened,
+    Judged,
     Received,
     Reported,
     Sent,
@@ -49,6 +50,7 @@ Handler = Callable[[Connection, Sequence[Any]], Sequence[Any]]
 
 ORDER: Final[tuple[type, ...]] = (
     Connect,
+    Judged,
     IntervalOpened,
     Sent,
     Attempted,

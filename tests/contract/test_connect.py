@@ -11,7 +11,15 @@ from device_sdk.wire.limits import CHANNELS_MAX
 from device_sdk.wire.messages import Installed
 from device_sdk.wire.names import ChannelName, DeviceId
 from gateway.errors import CredentialRefusedError, OriginUnavailableError
-from gateway.fleet.facts import Attempted, DeadLettered, IntervalClosed, IntervalOpened, Received, Sent
+from gateway.fleet.facts import (
+    Attempted,
+    DeadLettered,
+    IntervalClosed,
+    IntervalOpened,
+    Judged,
+    Received,
+    Sent,
+)
 from gateway.fleet.model import Connected
 from gateway.storage.connect import connect
 from gateway.storage.tables import delivery_fact, device, live_interval
@@ -330,3 +338,31 @@ async def test_two_nodes_that_enrol_one_device_at_once_enrol_it_once(world: Worl
     write = world.connect_of(channels={"ops": "alert"})
     found = await asyncio.gather(*(world.database.write(lambda c: connect(c, [write])[0]) for _ in range(6)))
     assert len({one.device_key for one in found if isinstance(one, Connected)}) == 1
+
+
+async def test_what_the_origin_says_anew_of_a_connected_device_is_taken_up(world: World) -> None:
+    fleet = await world.fleet()
+    connected = await world.connect(
+        channels={"ops": "alert", "old": "alert"}, origin={"model": "a"}, positions={}, attributes={"x": 1}
+    )
+    at_ops = standing_in(connected, "ops")
+    anew = world.connect_of(channels={"ops": "alert", "new": "update"}, origin={"model": "b"})
+    await world.commit(Judged(anew.verdict, world.now))
+    found = await world.store.device(fleet.key, D1)
+    assert (found.origin, found.reported) == ({"model": "b"}, {"x": 1})
+    channels = await world.store.connected_subscriptions(connected.device_key)
+    assert [(one.channel, one.kind) for one in channels] == [
+        ("new", "update"),
+        ("ops", "alert"),
+        ("~d1", "alert"),
+    ]
+    assert next(one for one in channels if one.channel == "ops").id == at_ops.id
+
+
+async def test_what_the_origin_says_of_nobody_changes_nothing(world: World) -> None:
+    fleet = await world.fleet()
+    await world.commit(
+        Judged(world.connect_of("stranger").verdict, world.now),
+        Judged(world.connect_of(fleet="nowhere").verdict, world.now),
+    )
+    assert await world.store.devices(fleet.key) == []

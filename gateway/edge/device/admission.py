@@ -17,7 +17,7 @@ from gateway.errors import (
     UnavailableError,
     WrongIdentityError,
 )
-from gateway.fleet.facts import Connect
+from gateway.fleet.facts import Connect, Judged
 from gateway.fleet.model import Connected
 from gateway.identity import Credential, Identity, Verdict
 from gateway.session.session import Session, State
@@ -174,6 +174,7 @@ class Admission:
 
         Raises:
             CredentialRefusedError, OriginUnavailableError: As ``Identity.admit``.
+            StorageUnavailableError: What changed is not taken up.
         """
         before = session.verdict
         verdict = await self.identity.admit(
@@ -181,8 +182,8 @@ class Admission:
         )
         session.verdict = verdict
         if (verdict.channels, verdict.attributes) != (before.channels, before.attributes):
-            # The device comes back at once and its hello takes up what the origin says now.
-            session.close(CloseCode.CHANGED)
+            await self.node.writer.commit(Judged(verdict, self.node.clock.now_ms()))
+            self.sessions.subscriptions_changed(session.device_key)
         return verdict
 
 

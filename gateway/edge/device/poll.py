@@ -8,15 +8,16 @@ positions. So the lanes are never live: a publish wakes the poll that waits, whi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Final
 
 from device_sdk.wire import cbor
 from device_sdk.wire.close_codes import CloseCode
 from device_sdk.wire.errors import MalformedError, WireError
 from device_sdk.wire.limits import BATCH_LEN_MAX, CHANNELS_MAX
-from device_sdk.wire.messages import Position, decode_base64url, encode_base64url
+from device_sdk.wire.messages import Message, Position, decode_base64url, encode_base64url
 from gateway.edge.device.admission import Admission
+from gateway.errors import GatewayError
 from gateway.fleet.facts import Attempted
 from gateway.identity import Verdict
 from gateway.session.lane import Lane
@@ -70,6 +71,7 @@ class PollSession(Session):
 
     __slots__ = (
         "_admission",
+        "_commits",
         "_outbox",
         "_outbox_bytes",
         "_polled_at",
@@ -83,6 +85,7 @@ class PollSession(Session):
         self.connection = _NOWHERE
         self.is_polled = False
         self._admission = admission
+        self._commits: set[asyncio.Future[object]] = set()
         self._outbox: list[bytes] = []
         self._outbox_bytes = 0
         self._waiter: asyncio.Future[bool] | None = None
@@ -101,7 +104,11 @@ class PollSession(Session):
         """
         self.end_poll()
         now = self.node.clock.monotonic()
-        await self._take_cursor(cursor, now)
+        try:
+            await self._take_cursor(cursor, now)
+        except GatewayError:
+            self.ended()  # as in ``acknowledge``
+            raise
         if self.state is not State.OPEN or self.is_polled:
             return None  # it ended, or another poll came while this one committed
         waiter = self._waiter = asyncio.get_running_loop().create_future()
@@ -123,6 +130,28 @@ class PollSession(Session):
             return None
         return self._taken()
 
+    async def acknowledge(self, messages: Sequence[Message], now: float) -> list[Message]:
+        """As ``Session.acknowledge``. What is not committed ends the session.
+
+        Its positions are ahead of the database from then on: the device says hello, and is believed.
+        """
+        try:
+            return await super().acknowledge(messages, now)
+        except GatewayError:
+            self.ended()
+            raise
+
+    async def _committed(self, commits: Sequence[Awaitable[object]]) -> None:
+        for commit in commits:
+            future: asyncio.Future[object] = asyncio.ensure_future(commit)
+            self._commits.add(future)
+            future.add_done_callback(self._commits.discard)
+        if self._commits:
+            # Not ``gather``: a request that is cancelled must not take the others' commits with it.
+            done, _ = await asyncio.wait(tuple(self._commits))
+            for finished in done:
+                finished.result()
+
     def end_poll(self) -> None:
         """End the poll that waits, with nothing; what it was given is sent to the next."""
         waiter, self._waiter = self._waiter, None
@@ -141,7 +170,7 @@ class PollSession(Session):
 
     async def _take_cursor(self, cursor: Mapping[int, Position] | None, now: float) -> None:
         """Acknowledge what the cursor says, durably, and stand there: everything after it is sent again."""
-        commits = []
+        commits: list[Awaitable[object]] = []
         for lane in self.lanes:
             position = cursor.get(lane.subscription_id) if cursor is not None else None
             if position is None or not self.is_position(lane, position):
@@ -151,8 +180,7 @@ class PollSession(Session):
                 commits.append(self.node.writer.commit(received))
             elif position.offset < lane.acked:
                 lane.acked = lane.sent = position.offset
-        if commits:
-            await asyncio.gather(*commits)
+        await self._committed(commits)
         self._drop_alerts()
         for lane in self.lanes:
             await self._again(lane, now)

@@ -26,7 +26,12 @@ from gateway.edge.device.admission import Admission, close_code_of
 from gateway.edge.device.quick_ack import quick_ack
 from gateway.edge.problem import RequestError
 from gateway.edge.rejections import rejection
-from gateway.errors import CredentialRefusedError, GatewayError, OriginUnavailableError
+from gateway.errors import (
+    CredentialRefusedError,
+    GatewayError,
+    OriginUnavailableError,
+    StorageUnavailableError,
+)
 from gateway.identity import Credential, Validity, Verdict, after_unknown, validity
 from gateway.session.session import Session, State
 from gateway.telemetry import logger
@@ -218,7 +223,7 @@ class SocketSession(Session):
             self._validity = self._valid(verdict)
         except CredentialRefusedError as error:
             self.close(close_code_of(error))
-        except OriginUnavailableError as error:
+        except (OriginUnavailableError, StorageUnavailableError) as error:
             self._validity = after_unknown(
                 self._validity,
                 now=self.node.clock.now_ms(),
