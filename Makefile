@@ -19,8 +19,6 @@ UNIT_S_MAX := 900
 SUITE_S_MAX := 3600
 
 export PYTHONUNBUFFERED := 1
-# The last line of the demo and of the bench is theirs, with make -C too.
-MAKEFLAGS += --no-print-directory
 
 .PHONY: all help demo test lint format bench lock clean test-packages bench-packages
 
@@ -40,7 +38,7 @@ bench: $(VENV)/.runtime bench-packages ## Measure beside a floor in C (BENCH_ARG
 test: lint test-packages ## Check everything and run all tests (PYTEST_ARGS="-k name")
 	timeout $(SUITE_S_MAX) $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 	@if [ -n "$(PYTHON_NEXT)" ]; then \
-	  $(MAKE) $(VENV_NEXT)/.test && \
+	  $(MAKE) --no-print-directory $(VENV_NEXT)/.test && \
 	  echo "The unit tests on $$($(VENV_NEXT)/bin/python --version):" && \
 	  timeout $(UNIT_S_MAX) $(VENV_NEXT)/bin/python -m pytest -n 2 -p no:cacheprovider tests/unit; \
 	else echo "No Python 3.13 here: the unit tests ran on $$($(BIN)/python --version) alone."; fi
