@@ -1,4 +1,4 @@
-"""The order in which an update is checked before it is accepted (DESIGN §6, PROTOCOL §7). Pure.
+"""The order in which an update is checked before it is accepted (SECURITY.md, PROTOCOL §7). Pure.
 
 The order of the checks is the order of the lines. ``authentic_directive`` and ``judge_directive`` run when
 the update comes, before anything of it is stored; ``accept_manifest`` when its turn has come. None of them

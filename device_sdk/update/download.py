@@ -1,4 +1,4 @@
-"""Downloading an image into a slot: resumable, capped, not too slow, verified over the whole (DESIGN §6).
+"""Downloading an image into a slot: resumable, capped, not too slow, verified over the whole (SECURITY.md).
 
 Nothing that a server says is believed. What is on flash is hashed again before it is added to, no byte past
 the signed size is written, and an image whose digest is wrong is fetched anew once if it was pieced together

@@ -1,4 +1,4 @@
-"""A directive: who installs which release, and until when (DESIGN §6, PROTOCOL §7.2, §7.3).
+"""A directive: who installs which release, and until when (SECURITY.md, PROTOCOL §7.2, §7.3).
 
 The gateway signs it when it sends it. It names the manifest by digest, so that a device that holds both
 signatures knows that the operator's and the gateway's are about the same thing. Which sequence a device

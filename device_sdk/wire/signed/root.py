@@ -1,4 +1,4 @@
-"""The root document: which key may sign what for a fleet (PROTOCOL §7.4; DESIGN §6).
+"""The root document: which key may sign what for a fleet (PROTOCOL §7.4; SECURITY.md).
 
 Signed offline by the operator. It brings the gateway's online keys to devices that were provisioned with
 the operator's root key, or, in the simple deployment, with the release key alone; the external_aad keeps

@@ -1,4 +1,4 @@
-"""A download from servers that are not what they should be (DESIGN §6: endless data, slow retrieval)."""
+"""A download from servers that are not what they should be (SECURITY.md: endless data, slow retrieval)."""
 
 from __future__ import annotations
 
