@@ -62,8 +62,8 @@ def check_config(
 ) -> None:
     """Check the configuration and print what is in force, or print an example.
 
-    Every problem is shown, and the exit status is 2, if there is one. What can be run but is seldom meant, such
-    as plain HTTP on a public address, is a warning on standard error.
+    Every problem is shown, and the exit status is 2, if there is one. What can be run but is seldom meant,
+    such as plain HTTP on a public address, is a warning on standard error.
     """
     from gateway.config import effective, warnings_of
     from gateway.config import example as example_file
