@@ -89,7 +89,7 @@ $(VENV_NEXT)/.test: requirements/runtime.lock requirements/test.lock pyproject.t
 	@$(VENV_NEXT)/bin/python $(INSTALL_SELF)
 	@touch $@
 
-test-packages:
+test-packages: bench-packages
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || ops/dev/packages postgresql
 
 bench-packages:
