@@ -205,6 +205,11 @@ async def open_gateway(
             open_database(config.database_url, limits=config.database.limits(DatabaseLimits), metrics=metrics)
         )
         keys = OnlineKeys.open(config.server.data_dir / "keys")
+        # What an operator compares before a root document vouches for them.
+        _log.info(
+            "online keys",
+            **{role: getattr(keys, role).kid.hex() for role in ("alert", "directive", "statement")},
+        )
         images = ArtifactStore(config.server.data_dir / "artifacts", config.updates.limits(ArtifactLimits))
         await asyncio.to_thread(images.sweep, modified_before_ms=clock.now_ms() - _UPLOAD_LEFTOVER_AGE_MS)
         store = SQLFleetStore(database)
