@@ -271,6 +271,7 @@ async def open_gateway(
             log=log,
             writer=writer,
             updates=updates,
+            subscriptions=store,
             limits=config.device.limits(
                 SessionLimits,
                 update_redeliver_min_s=config.updates.redeliver_min_s,

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from gateway.clock import Clock
 from gateway.fleet.facts import HotWriter
 from gateway.fleet.log import AlertLog
+from gateway.fleet.model import ConnectedSubscription
 from gateway.hub import Hub
 from gateway.session.limits import SessionLimits
 from gateway.telemetry import Metrics
@@ -49,6 +50,14 @@ class UpdateSource(Protocol):
     async def redeliver(self, device_key: int, deployment_id: bytes) -> UpdateOffer | None: ...
 
 
+class SubscriptionSource(Protocol):
+    """Where a device's subscriptions are read again."""
+
+    async def connected_subscriptions(self, device_key: int) -> Sequence[ConnectedSubscription]:
+        """Return the subscriptions as a hello would find them. NotFoundError: the device is gone."""
+        ...
+
+
 class Spawn(Protocol):
     """Start a task that the node keeps and whose failure is logged, never lost."""
 
@@ -65,6 +74,7 @@ class Node:
     log: AlertLog
     writer: HotWriter
     updates: UpdateSource
+    subscriptions: SubscriptionSource
     limits: SessionLimits
     metrics: Metrics
     spawn: Spawn

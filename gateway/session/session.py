@@ -38,7 +38,7 @@ from device_sdk.wire.messages import (
     encode_json,
 )
 from device_sdk.wire.names import own_channel
-from gateway.errors import GatewayError, StorageUnavailableError
+from gateway.errors import GatewayError, StorageUnavailableError, UnavailableError
 from gateway.fleet.facts import (
     Adopted,
     Attempted,
@@ -226,6 +226,8 @@ class Session:
                 first.append(lost)
             if lost is None and has_rebooted and found.was_sent and lane.acked == found.offset:
                 attempted.append(lane)
+        if self.window == 0:
+            attempted = []  # nothing is sent, and so nothing counted
         self.lanes = tuple(lanes)
         self.update_channels = tuple(
             found.channel_id for found in connected.subscriptions if found.kind == "update"
@@ -242,11 +244,11 @@ class Session:
         self.send(welcome, *first)
         for lane in self.lanes:
             lane.channel.join_behind(lane)
-        for lane in attempted:
-            # It restarted with this alert in hand: a crash, not a flaky link, and so an attempt.
-            self._attempt_again(lane, now)
-        for lane in self.lanes:
-            self.pump(lane)
+        if self.state is State.OPEN:  # it may have been closed for what it was just told
+            for lane in attempted:
+                # It restarted with this alert in hand: a crash, not a flaky link, and so an attempt.
+                self._attempt_again(lane, now)
+            self.feed()
 
     def _is_asleep(self, found: ConnectedSubscription, told: Position | None) -> bool:
         """Return whether this is the device's own channel with nothing in it for the device.
@@ -279,7 +281,11 @@ class Session:
         stored = found.offset if is_stored_good else found.floor
         reason = None
         acked = stored
-        if told is not None and told.epoch != found.channel_epoch:
+        if told is not None and told.epoch == found.channel_epoch and told.offset <= found.head:
+            # Higher than stored: committed with the hello. Lower: its flash lost some, sent again. And where
+            # the stored one is no good, the device was told ``lost`` before and the commit of that was lost.
+            acked = told.offset
+        elif told is not None and told.epoch != found.channel_epoch:
             reason = "epoch_changed"
         elif told is not None and told.offset > found.head:
             reason = "ahead_of_head"
@@ -290,10 +296,8 @@ class Session:
             )
         elif not is_stored_good:
             reason = "epoch_changed" if found.epoch != found.channel_epoch else "ahead_of_head"
-        elif told is not None:
-            acked = told.offset  # higher: committed with the hello; lower: its flash lost some, sent again
         if not is_stored_good:
-            node.writer.put(Adopted(found.id, found.channel_epoch, stored))
+            node.writer.put(Adopted(found.id, found.channel_epoch, acked))
         is_stuck = found.attempts > 0 and found.stuck_offset == acked + 1
         lane = Lane(
             self,
@@ -341,9 +345,7 @@ class Session:
             self._set_window(ack.window)
             progressed = True
         if progressed:
-            for lane in self.lanes:
-                if not lane.is_live:
-                    self.pump(lane)
+            self.feed()
 
     def _ack_position(self, name: str, position: Position, now: float) -> bool:
         """Apply one position of an ack; return whether it moved."""
@@ -362,9 +364,7 @@ class Session:
         if offset > lane.channel.head:
             self.send(Error(code="bad_position", ref=lane.channel.name))
         elif self._put_position(lane, offset, now):
-            for other in self.lanes:
-                if not other.is_live:
-                    self.pump(other)
+            self.feed()
 
     def _put_position(self, lane: Lane, offset: int, now: float) -> bool:
         received = self.take_position(lane, offset, now)
@@ -403,14 +403,39 @@ class Session:
 
     def _nack(self, nack: Nack, now: float) -> None:
         lane = self.lane(nack.channel)
-        if lane is None:
+        if lane is None and nack.channel == own_channel(self.verdict.device_id):
+            self._answer(self._nack_asleep(nack), "nack")
+        elif lane is None:
             self.send(Error(code="unknown_channel", ref=nack.channel))
-            return
-        if not self._is_nackable(lane, nack):
+        elif not self._is_nackable(lane, nack):
             self.send(Error(code="bad_position", ref=nack.channel))
-            return
+        else:
+            self._answer(self._nacked(lane, nack), "nack")
+
+    async def _nack_asleep(self, nack: Nack) -> None:
+        """Take a refusal in the device's own channel, which has no lane since all in it is acknowledged."""
+        lane = await self._own_lane()
+        if lane is not None and self._is_nackable(lane, nack):
+            await self._nacked(lane, nack)
+        elif self.state is State.OPEN:
+            self.send(Error(code="bad_position", ref=nack.channel))
+
+    async def _own_lane(self) -> Lane | None:
+        """Return the lane of the device's own channel, woken if it was asleep."""
+        name = own_channel(self.verdict.device_id)
+        if self.lane(name) is None:
+            found = await self.node.subscriptions.connected_subscriptions(self.device_key)
+            own = next((subscription for subscription in found if subscription.channel == name), None)
+            if own is not None and self.state is State.OPEN and self.lane(name) is None:
+                lane, _ = self._lane(own, None, self.node.clock.monotonic())
+                self.lanes = (*self.lanes, lane)
+                lane.channel.join_behind(lane)
+                self.pump(lane)
+        return self.lane(name)
+
+    async def _nacked(self, lane: Lane, nack: Nack) -> None:
         self.node.metrics.nacked.inc()
-        self._answer(self._give_up(lane, nack.offset, "nacked", nack.code), "nack")
+        await self._give_up(lane, nack.offset, "nacked", nack.code)
 
     def _is_nackable(self, lane: Lane, nack: Nack) -> bool:
         """Return whether the device can have been sent this alert on this connection or lately."""
@@ -442,6 +467,9 @@ class Session:
         Raises:
             StorageUnavailableError: They may or may not be committed; the device repeats them.
         """
+        own = own_channel(self.verdict.device_id)
+        if any(isinstance(message, Nack) and message.channel == own for message in messages):
+            await self._own_lane()
         errors: list[Message] = []
         commits: list[Awaitable[object]] = []
         for message in messages:
@@ -450,7 +478,7 @@ class Session:
                     for name, position in message.positions.items():
                         lane = self.lane(name)
                         if lane is None:
-                            if name != own_channel(self.verdict.device_id):
+                            if name != own:
                                 errors.append(Error(code="unknown_channel", ref=name))
                         elif not self.is_position(lane, position):
                             errors.append(Error(code="bad_position", ref=name))
@@ -465,11 +493,9 @@ class Session:
                     if lane is None or not self._is_nackable(lane, message):
                         errors.append(Error(code="bad_position", ref=message.channel))
                     else:
-                        commits.append(self._give_up(lane, message.offset, "nacked", message.code))
+                        commits.append(self._nacked(lane, message))
         await self._committed(commits)
-        for lane in self.lanes:
-            if not lane.is_live:
-                self.pump(lane)
+        self.feed()
         return errors
 
     async def _committed(self, commits: Sequence[Awaitable[object]]) -> None:
@@ -495,8 +521,28 @@ class Session:
 
     # --- alerts to the device -----------------------------------------------------------------------------
 
+    def feed(self) -> None:
+        """Feed the lanes that are behind; those that got nothing come first the next time.
+
+        They share one credit, and a lane with a long way to go takes all there is.
+        """
+        behind = [lane for lane in self.lanes if not lane.is_live]
+        if len(behind) < 2:
+            for lane in behind:
+                self.pump(lane)
+            return
+        before = [lane.sent for lane in behind]
+        for lane in behind:
+            self.pump(lane)
+        fed = [lane for lane, sent in zip(behind, before, strict=True) if lane.sent != sent]
+        if fed and self.state is State.OPEN:
+            self.lanes = (*(lane for lane in self.lanes if lane not in fed), *fed)
+
     def pump(self, lane: Lane) -> None:
-        """Feed a lane that is behind: pages from memory at once, a read if there is none; or make it live."""
+        """Feed a lane that is behind: pages from memory at once, a read if there is none; or make it live.
+
+        While the writer is full it is fed nothing, since each page has facts to write; ``visit`` comes back.
+        """
         node, channel = self.node, lane.channel
         while (
             self.state is State.OPEN
@@ -506,9 +552,11 @@ class Session:
             and self.credit > 0
             and self.credit_bytes > 0
             and self.can_send
+            and not node.writer.is_full
         ):
             if lane.sent >= channel.head:
-                if self.is_pushed and not channel.is_healing:
+                # A hello may have found more in the log than the hub, which is about to read it, knows of.
+                if self.is_pushed and lane.sent == channel.head and not channel.is_healing:
                     self._go_live(lane)
                 return
             block = node.log.cached(channel.id, channel.epoch, lane.sent + 1)
@@ -641,7 +689,7 @@ class Session:
                 if lane.last_sent > lane.acked:
                     self._visit_lane(lane, now)
                 elif not lane.is_live:
-                    self.pump(lane)  # a read that failed is tried again
+                    self.pump(lane)  # what could not be fed when its turn came
 
     def _visit_updates(self, now: float) -> None:
         if self.wants_offer:
@@ -696,7 +744,8 @@ class Session:
 
     async def _spent(self, lane: Lane, offset: int) -> None:
         try:
-            await self._give_up(lane, offset, "attempts", None)
+            if offset not in (lane.dead or ()):
+                await self._give_up(lane, offset, "attempts", None)
         finally:
             lane.is_busy = False
         if self.state is State.OPEN and lane.acked + 1 == offset:
@@ -723,8 +772,8 @@ class Session:
         channel = lane.channel
         block = await self.node.log.block(channel.fleet, channel.name, channel.id, channel.epoch, offset)
         item = block.items.get(offset)
-        if item is None:
-            return  # pruned meanwhile: the page says so
+        if item is None or (reason == "attempts" and item.is_superseded):
+            return  # the page says so in its place, and that was not acknowledged
         await self.node.writer.commit(
             DeadLettered(
                 self.device_key,
@@ -746,12 +795,18 @@ class Session:
 
     async def _offer(self) -> None:
         self.wants_offer = False
-        for offer in await self.node.updates.offer([self.device_key]):
+        try:
+            offers = await self.node.updates.offer([self.device_key])
+        except UnavailableError as error:
+            _log.warning("updates not offered", device=self.verdict.device_id, code=error.code)
+            self.wants_offer = True  # ``visit`` asks again; nothing else of this session is in doubt
+            return
+        for offer in offers:
             self.push(offer)
 
     def offer_updates(self) -> None:
         """Ask which update this device should get, and push it."""
-        if self.update_channels:
+        if self.update_channels and self.state is State.OPEN:
             self._work(self._offer(), "offer")
 
     def push(self, offer: UpdateOffer) -> None:
@@ -793,9 +848,10 @@ class Session:
     async def _redeliver_update(self, deployment: bytes, pending: Pending) -> None:
         try:
             offer = await self.node.updates.redeliver(self.device_key, deployment)
-        except GatewayError:
+        except UnavailableError as error:
+            _log.warning("update not sent again", device=self.verdict.device_id, code=error.code)
             pending.deadline = self.node.clock.monotonic() + self.node.limits.update_redeliver_min_s
-            raise
+            return
         finally:
             pending.is_busy = False
         if self.pending is None or self.pending.get(deployment) is not pending:
@@ -834,9 +890,11 @@ class Session:
         gone = tuple(name for name in removed if name not in wanted)
         if positions or gone:
             self.send(Subscriptions(added=positions, removed=gone))
+        if self.state is not State.OPEN:
+            return  # closed for what it was just told; its lanes are gone with it
         for lane in added:
             lane.channel.join_behind(lane)
-            self.pump(lane)
+        self.feed()
         self.offer_updates()
 
     def _drop_lane(self, lane: Lane) -> None:
@@ -893,9 +951,7 @@ class Session:
         if self.is_stalled:
             self.is_stalled = False
             self.credit += STALL
-        for lane in self.lanes:
-            if not lane.is_live:
-                self.pump(lane)
+        self.feed()
 
     def send(self, *messages: Message) -> None:
         """Encode and write ``messages``."""

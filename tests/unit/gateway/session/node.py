@@ -27,7 +27,8 @@ from gateway.fleet.model import (
     LogRange,
     StoredMessage,
 )
-from gateway.hub import Hub, HubLimits
+from gateway.hub import Channel as HubChannel
+from gateway.hub import Hub, HubLimits, device_channel
 from gateway.identity import Verdict
 from gateway.rollout import Offer
 from gateway.session.limits import SessionLimits
@@ -72,8 +73,6 @@ class MemoryLog:
         seal: Any,
         **_: Any,
     ) -> Appended:
-        from dataclasses import replace
-
         found = self.channels[channel]
         added = []
         for draft in drafts:
@@ -141,7 +140,19 @@ class MemoryWriter:
         return [write for write in self.writes if isinstance(write, kind)]
 
 
+class MemorySubscriptions:
+    """What a device's subscriptions are when they are read again."""
+
+    def __init__(self) -> None:
+        self.found: tuple[ConnectedSubscription, ...] = ()
+
+    async def connected_subscriptions(self, device_key: int) -> Sequence[ConnectedSubscription]:
+        return self.found
+
+
 class ScriptedUpdates:
+    error: Exception | None = None
+
     def __init__(self) -> None:
         self.offers: list[Offer] = []
         self.redeliveries: list[Offer | None] = []
@@ -149,10 +160,14 @@ class ScriptedUpdates:
 
     async def offer(self, device_keys: Sequence[int]) -> Sequence[Offer]:
         self.asked.append(device_keys)
+        if self.error is not None:
+            raise self.error
         offers, self.offers = self.offers, []
         return offers
 
     async def redeliver(self, device_key: int, deployment_id: bytes) -> Offer | None:
+        if self.error is not None:
+            raise self.error
         return self.redeliveries.pop(0)
 
 
@@ -227,6 +242,7 @@ class World:
     store: MemoryLog = field(default_factory=MemoryLog)
     writer: MemoryWriter = field(default_factory=MemoryWriter)
     updates: ScriptedUpdates = field(default_factory=ScriptedUpdates)
+    subscriptions: MemorySubscriptions = field(default_factory=MemorySubscriptions)
     metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self) -> None:
@@ -252,6 +268,7 @@ class World:
             log=self.log,
             writer=self.writer,
             updates=self.updates,
+            subscriptions=self.subscriptions,
             limits=self.limits,
             metrics=self.metrics,
             spawn=self._spawn,
@@ -261,6 +278,9 @@ class World:
         task = asyncio.create_task(work, name=name)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+
+    def hub_channel(self, name: str) -> HubChannel | None:
+        return self.hub.channel(device_channel(FLEET.key, ChannelName(name)))
 
     async def settle(self) -> None:
         """Let everything that can run, run."""
@@ -307,8 +327,12 @@ class World:
         connected: Connected | None = None,
         is_json: bool = False,
         boot_id: bytes = b"b" * 16,
-    ) -> PushedSession:
-        session = PushedSession(self.node, is_json=is_json)
+        of: type[PushedSession] = PushedSession,
+        **attributes: Any,
+    ) -> Any:
+        session = of(self.node, is_json=is_json)
+        for name, value in attributes.items():
+            setattr(session, name, value)
         hello = Hello(protocol=1, window=window, boot_id=boot_id, positions=positions or {})
         session.start(
             hello,
