@@ -8,18 +8,19 @@ and pings are spread over time by themselves.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, Protocol
+from functools import partial
+from typing import Final, Protocol, TypeVar
 from zlib import crc32
 
 from device_sdk.wire.close_codes import CloseCode
 from device_sdk.wire.messages import Roots
 from device_sdk.wire.names import DeviceId
-from gateway.errors import GatewayError
-from gateway.fleet.model import ConnectedSubscription, Device
+from gateway.errors import GatewayError, NotFoundError, UnavailableError
+from gateway.fleet.model import Device
 from gateway.hub import HubKey
-from gateway.session.ports import Node
+from gateway.session.ports import Node, SubscriptionSource
 from gateway.session.session import Session, State
 from gateway.telemetry import logger
 
@@ -28,6 +29,10 @@ _log = logger("session")
 _SLOTS: Final = 16
 _OFFER_LEN: Final = 200  # devices in one question about updates
 _VISIT_LEN: Final = 500  # sessions visited before the loop serves others
+_CHANGES_LEN_MAX: Final = 4096  # changes remembered for hellos that are being committed
+_RETRY_S: Final = 1.0  # until a question is asked again that the database did not answer
+
+T = TypeVar("T")
 
 
 class Visited(Protocol):
@@ -36,12 +41,8 @@ class Visited(Protocol):
     def visit(self, now: float) -> None: ...
 
 
-class SubscriptionStore(Protocol):
-    """Where a device's subscriptions are read again."""
-
-    async def connected_subscriptions(self, device_key: int) -> Sequence[ConnectedSubscription]:
-        """Return the subscriptions as a hello would find them. NotFoundError: the device is gone."""
-        ...
+class SubscriptionStore(SubscriptionSource, Protocol):
+    """What is read again when it changed."""
 
     async def root_document(self, fleet_key: int) -> tuple[int, bytes | None]: ...
 
@@ -56,6 +57,29 @@ class CancelSource(Protocol):
     async def cancelling(self, device_keys: Sequence[int]) -> Sequence[tuple[int, bytes]]:
         """Return (device key, deployment id)."""
         ...
+
+
+class _Changes:
+    """What changed lately: a hello that was committed before a change may open its session after it."""
+
+    def __init__(self) -> None:
+        self.number = 0  # of changes so far
+        self._forgotten = 0  # the newest that is not remembered
+        self._last: OrderedDict[tuple[str, int], int] = OrderedDict()
+
+    def note(self, kind: str, key: int) -> None:
+        self.number += 1
+        self._last[kind, key] = self.number
+        self._last.move_to_end((kind, key))
+        if len(self._last) > _CHANGES_LEN_MAX:
+            _, self._forgotten = self._last.popitem(last=False)
+
+    def are_known(self, since: int) -> bool:
+        """Return whether all changes after ``since`` are remembered."""
+        return self._forgotten <= since
+
+    def has(self, kind: str, key: int, *, since: int) -> bool:
+        return self._last.get((kind, key), 0) > since
 
 
 class Sessions:
@@ -86,6 +110,8 @@ class Sessions:
         self._slots: tuple[dict[Visited, None], ...] = tuple({} for _ in range(_SLOTS))
         self._by_device: dict[int, Session] = {}
         self._by_update_channel: defaultdict[int, dict[Session, None]] = defaultdict(dict)
+        self._changes = _Changes()
+        self._rereading: dict[int, bool] = {}  # device → whether what is being read may be too old already
         node.hub.unclaimed = self.unclaimed
 
     def __len__(self) -> int:
@@ -108,10 +134,27 @@ class Sessions:
             self._leave_channels(old)
             old.close(CloseCode.REPLACED)
 
-    def opened(self, session: Session) -> None:
-        """The session is open: its update channels are known now."""
-        for channel_id in session.update_channels:
-            self._by_update_channel[channel_id][session] = None
+    def mark(self) -> int:
+        """Return what ``opened`` is to be told: take it before the hello is committed."""
+        return self._changes.number
+
+    def opened(self, session: Session, *, since: int) -> None:
+        """The session is open: its update channels are known, and what it missed between ``mark`` and now."""
+        if session.state is not State.OPEN:
+            return  # it ended as it began
+        self._join_channels(session)
+        changes, device_key = self._changes, session.device_key
+        if changes.has("disabled", device_key, since=since):
+            session.close(CloseCode.DEVICE_DISABLED)
+        elif not changes.are_known(since):
+            session.close(CloseCode.CHANGED)  # the device comes back at once, and finds all
+        else:
+            if changes.has("device", device_key, since=since):
+                self._reread(device_key)
+            if changes.has("root", session.fleet_key, since=since):
+                self.node.spawn(self._give_root([session]), name=f"sessions.root[{device_key}]")
+            if any(changes.has("cancelled", channel, since=since) for channel in session.update_channels):
+                self.node.spawn(self._cancel([device_key]), name=f"sessions.cancel[{device_key}]")
 
     def forget(self, session: Session) -> None:
         """The session ended."""
@@ -121,6 +164,10 @@ class Sessions:
 
     def of_device(self, device_key: int) -> Session | None:
         return self._by_device.get(device_key)
+
+    def _join_channels(self, session: Session) -> None:
+        for channel_id in session.update_channels:
+            self._by_update_channel[channel_id][session] = None
 
     def _leave_channels(self, session: Session) -> None:
         for channel_id in session.update_channels:
@@ -146,6 +193,8 @@ class Sessions:
                 visited.visit(now)
             except Exception:
                 _log.exception("visit failed")
+                if isinstance(visited, Session):
+                    visited.close(CloseCode.INTERNAL_ERROR)
             if number % _VISIT_LEN == 0:
                 await asyncio.sleep(0)
 
@@ -157,7 +206,8 @@ class Sessions:
 
     def cancelled(self, channel_id: int, rollout_id: bytes) -> None:
         """A rollout was aborted: tell the connected devices that have a deployment of it."""
-        self.node.spawn(self._cancel(channel_id), name=f"sessions.cancel[{channel_id}]")
+        self._changes.note("cancelled", channel_id)
+        self.node.spawn(self._cancel(self._device_keys(channel_id)), name=f"sessions.cancel[{channel_id}]")
 
     async def _offer(self, channel_id: int) -> None:
         for keys in _chunks(self._device_keys(channel_id)):
@@ -175,9 +225,10 @@ class Sessions:
                 if session is not None:
                     session.push(offer)
 
-    async def _cancel(self, channel_id: int) -> None:
-        for keys in _chunks(self._device_keys(channel_id)):
-            for device_key, deployment in await self._cancels.cancelling(keys):
+    async def _cancel(self, device_keys: Sequence[int]) -> None:
+        for keys in _chunks(device_keys):
+            cancelling = await self._answered(partial(self._cancels.cancelling, keys))
+            for device_key, deployment in cancelling:
                 session = self._by_device.get(device_key)
                 if session is not None:
                     session.cancel(deployment)
@@ -193,19 +244,24 @@ class Sessions:
             self.node.spawn(self._wake(key), name=f"sessions.wake[{key.name}]")
 
     async def _wake(self, key: HubKey) -> None:
-        device_key = (await self._store.device(key.fleet, DeviceId(key.name[1:]))).key
-        if device_key in self._by_device:
-            await self._resubscribe(device_key)
+        try:
+            device = await self._answered(partial(self._store.device, key.fleet, DeviceId(key.name[1:])))
+        except NotFoundError:
+            return
+        if device.key in self._by_device:
+            self._reread(device.key)
 
     # --- operators ----------------------------------------------------------------------------------------
 
     def subscriptions_changed(self, device_key: int) -> None:
         """The device's channels are others than before."""
+        self._changes.note("device", device_key)
         if device_key in self._by_device:
-            self.node.spawn(self._resubscribe(device_key), name=f"sessions.resubscribe[{device_key}]")
+            self._reread(device_key)
 
     def disabled(self, device_key: int) -> None:
         """The device was disabled or deleted."""
+        self._changes.note("disabled", device_key)
         session = self._by_device.get(device_key)
         if session is not None:
             session.close(CloseCode.DEVICE_DISABLED)
@@ -221,26 +277,57 @@ class Sessions:
 
     def root_changed(self, fleet_key: int) -> None:
         """The fleet has a new root document: its connected devices are given it."""
-        self.node.spawn(self._give_root(fleet_key), name=f"sessions.root[{fleet_key}]")
+        self._changes.note("root", fleet_key)
+        of_fleet = [session for session in self._by_device.values() if session.fleet_key == fleet_key]
+        self.node.spawn(self._give_root(of_fleet), name=f"sessions.root[{fleet_key}]")
 
-    async def _give_root(self, fleet_key: int) -> None:
-        _, document = await self._store.root_document(fleet_key)
+    async def _give_root(self, sessions: Sequence[Session]) -> None:
+        """Send the fleet's root document to these sessions, all of one fleet."""
+        if not sessions:
+            return
+        fleet_key = sessions[0].fleet_key
+        _, document = await self._answered(partial(self._store.root_document, fleet_key))
         if document is None:
             return
-        for number, session in enumerate(tuple(self._by_device.values()), 1):
-            if session.fleet_key == fleet_key and session.state is State.OPEN:
+        for number, session in enumerate(sessions, 1):
+            if session.state is State.OPEN:
                 session.send(Roots((document,)))
             if number % _VISIT_LEN == 0:
                 await asyncio.sleep(0)
 
+    def _reread(self, device_key: int) -> None:
+        """Read the device's subscriptions again; what is being read now may be older than the change."""
+        if device_key in self._rereading:
+            self._rereading[device_key] = True
+        else:
+            self._rereading[device_key] = False
+            self.node.spawn(self._resubscribe(device_key), name=f"sessions.resubscribe[{device_key}]")
+
     async def _resubscribe(self, device_key: int) -> None:
-        found = await self._store.connected_subscriptions(device_key)
-        session = self._by_device.get(device_key)
-        if session is None or session.state is not State.OPEN:
-            return
-        self._leave_channels(session)
-        session.subscriptions_changed(found, self.node.clock.monotonic())
-        self.opened(session)
+        try:
+            while (session := self._by_device.get(device_key)) is not None:
+                self._rereading[device_key] = False
+                found = await self._answered(partial(self._store.connected_subscriptions, device_key))
+                if self._rereading[device_key] or self._by_device.get(device_key) is not session:
+                    continue
+                self._leave_channels(session)
+                session.subscriptions_changed(found, self.node.clock.monotonic())
+                if session.state is State.OPEN:
+                    self._join_channels(session)
+                return
+        except NotFoundError:
+            self.disabled(device_key)
+        finally:
+            del self._rereading[device_key]
+
+    async def _answered(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Return the answer to a question that nobody else will ask, however long the database is away."""
+        while True:
+            try:
+                return await ask()
+            except UnavailableError as error:
+                _log.warning("asked again later", code=error.code)
+            await self._sleep(_RETRY_S)
 
     # --- the end ------------------------------------------------------------------------------------------
 

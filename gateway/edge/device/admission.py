@@ -141,6 +141,7 @@ class Admission:
         named = (hello.fleet or verdict.fleet, hello.device or verdict.device_id)
         if named != (verdict.fleet, verdict.device_id):
             raise WrongIdentityError("the hello names another device than the token")
+        mark = self.sessions.mark()
         connected: Connected = await node.writer.commit(Connect(verdict, hello, node.clock.now_ms()))
         statement = None
         if hello.nonce is not None:
@@ -161,7 +162,7 @@ class Admission:
             spread_s=self.spread_s(verdict.fleet),
             now=node.clock.monotonic(),
         )
-        self.sessions.opened(session)
+        self.sessions.opened(session, since=mark)
         session.offer_updates()
 
     def spread_s(self, fleet: str | None = None) -> int:

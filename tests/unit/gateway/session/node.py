@@ -252,6 +252,7 @@ class World:
         )
         self.hub = Hub(LogReader(self.log), clock=self.clock, limits=HubLimits(0.0, 0.0))
         self.tasks: set[asyncio.Task[None]] = set()
+        self.failures: list[BaseException] = []
         self.alerts = Alerts(
             self.store,
             hub=self.hub,
@@ -277,7 +278,12 @@ class World:
     def _spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
         task = asyncio.create_task(work, name=name)
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failures.append(error)
 
     def hub_channel(self, name: str) -> HubChannel | None:
         return self.hub.channel(device_channel(FLEET.key, ChannelName(name)))
