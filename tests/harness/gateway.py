@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,6 +19,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
+
+from tests.harness.nursery import Forked, Nursery
 
 CLI = Path(sys.executable).with_name("fleetcast")
 START_TIMEOUT_S = 60
@@ -34,11 +37,19 @@ class ApiError(Exception):
 
 
 def free_port() -> int:
-    """Return a port that was free a moment ago: what is restarted must come back where it was."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+    """Return a port that was free a moment ago, and that nothing takes while the gateway is away.
+
+    It is below the range from which the kernel gives ports to outgoing connections: devices that knock at a
+    gateway which is down would else, now and then, be connected to themselves.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 class GatewayProcess:
@@ -48,6 +59,7 @@ class GatewayProcess:
         folder: Its own, empty or of an earlier one.
         database_url: Without one, SQLite in ``folder``.
         settings: More of the configuration, as ``{"section": {"key": value}}``.
+        nursery: Where it is started, if not from the command line.
     """
 
     def __init__(
@@ -58,14 +70,16 @@ class GatewayProcess:
         forward_auth_url: str | None = None,
         database_url: str | None = None,
         settings: dict[str, dict[str, Any]] | None = None,
+        nursery: Nursery | None = None,
     ) -> None:
         self.folder = folder
         self.fleet = fleet
         self.port = free_port()
         self.token = ""
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
         self.log_file = folder / "gateway.log"
         self._config_file = folder / "fleetcast.toml"
+        self._nursery = nursery
         self._session: aiohttp.ClientSession | None = None
         tables: dict[str, dict[str, Any]] = {
             "server": {
@@ -129,7 +143,15 @@ class GatewayProcess:
 
     async def start(self) -> None:
         """Return once it is ready."""
+        self.launch()
+        await self.ready()
+
+    def launch(self) -> None:
+        """Start the process, and wait for nothing."""
         assert self.process is None
+        if self._nursery is not None:
+            self.process = self._nursery.launch(self._config_file, self.log_file)
+            return
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [str(CLI), "serve", "--config", str(self._config_file)],
@@ -138,8 +160,12 @@ class GatewayProcess:
                 stderr=log,
                 env={name: value for name, value in os.environ.items() if not name.startswith("FLEETCAST_")},
             )
+
+    async def ready(self) -> None:
+        """Return once the process that was launched is ready."""
         async with asyncio.timeout(START_TIMEOUT_S):
             while not await self._is_ready():
+                assert self.process is not None
                 assert self.process.poll() is None, f"the gateway ended:\n{self.log_tail()}"
                 await asyncio.sleep(0.02)
 
