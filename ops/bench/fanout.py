@@ -55,7 +55,8 @@ def fanout(folder: Path, devices: int, rounds: int) -> dict[str, Any]:
                 f" {last['floor_burst_ms']:.1f}; {last['rate']:,.0f} deliveries/s, floor"
                 f" {last['floor_rate']:,.0f}"
             )
-        head_offset = ours.settle()["offset"]
+        settled = ours.settle()
+        head_offset = settled["offset"]
         check_facts(gateway.database, devices, head_offset)
         say(f"  positions and facts of {devices:,} devices up to offset {head_offset} are in the database")
     median = {name: statistics.median(values) for name, values in measured.items()}
@@ -77,6 +78,7 @@ def fanout(folder: Path, devices: int, rounds: int) -> dict[str, Any]:
         "fanout_ratio_min": round(min(ratios), 3),
         "fanout_ratio_max": round(max(ratios), 3),
         "fanout_alerts": head_offset,
+        "fanout_repeats": settled["repeats"],
     }
 
 

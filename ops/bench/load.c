@@ -62,7 +62,7 @@ static device *devices, *ack_first, *ack_last;
 static device publisher;
 static unsigned char mask[4];
 static uint64_t first_byte, last_byte, deliveries, target; // of the alert that is on its way
-static uint64_t acks_sent;
+static uint64_t acks_sent, repeats;
 static size_t frame_size;
 static int is_answered = 1;
 
@@ -226,6 +226,11 @@ static void hear_alert(device *d, const unsigned char *m, size_t size, size_t at
       epoch = value;
     if (key == 3)
       offset = value;
+  }
+  if (d->offset && epoch == d->epoch && offset <= d->offset) {
+    repeats++; // known already: it was sent again before the acknowledgement was read
+    acknowledge(d);
+    return;
   }
   if (d->offset && (offset != d->offset + 1 || epoch != d->epoch))
     fail("device %d: offset %llu after %llu", d->number, (unsigned long long)offset, (unsigned long long)d->offset);
@@ -465,7 +470,8 @@ static void sequence(int alerts) {
 static void settle(void) {
   while (ack_first)
     turn(5);
-  printf("{\"acks\": %llu, \"offset\": %llu}\n", (unsigned long long)acks_sent, (unsigned long long)devices[0].offset);
+  printf("{\"acks\": %llu, \"repeats\": %llu, \"offset\": %llu}\n", (unsigned long long)acks_sent,
+         (unsigned long long)repeats, (unsigned long long)devices[0].offset);
 }
 
 static void obey(void) {
