@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from device_sdk.wire.messages import Hello, Report
 from gateway.identity import Verdict
@@ -65,12 +65,12 @@ class Sent:
     at: int
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """The device acknowledged ``first``..``last``: the position moves, and attempts begin anew.
 
     ``first`` is the position before plus one. A fact row is written for the range; several of one
-    subscription in one flush are coalesced to one row.
+    subscription in one flush are coalesced to one row. A tuple, since one is made for each ack: that takes a
+    quarter of a frozen dataclass's time.
     """
 
     subscription_id: int

@@ -398,7 +398,7 @@ class Session:
         lane.attempts = 0
         if lane.dead is not None:
             lane.dead = frozenset(dead for dead in lane.dead if dead > offset) or None
-        self.node.metrics.acked.inc(count)
+        self.node.metrics.acked_lately += count
         return received
 
     def _nack(self, nack: Nack, now: float) -> None:

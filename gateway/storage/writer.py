@@ -65,7 +65,6 @@ ORDER: Final[tuple[type, ...]] = (
 
 # Producers stop at ``queue_rows_max``; one that does not must not take the node's memory with it.
 _OVERFLOW_MAX: Final = 4
-_TRANSACTION_MAX: Final = 4
 _FAILURES_ALONE_MAX: Final = 3
 _RETRY_DELAY_S: Final = (0.1, 0.2, 0.5, 1.0)
 
@@ -113,8 +112,7 @@ class BatchWriter:
         self._room = asyncio.Event()  # the queue is at most half full
         self._room.set()
         self._finished = asyncio.Event()
-        self._transaction_rows_max = flush_rows_max * _TRANSACTION_MAX
-        self._rows_max = self._transaction_rows_max  # of the next transaction: fewer after a failure
+        self._rows_max = flush_rows_max  # of the next transaction: fewer after a failure
         self._failures_alone = 0  # of the oldest write, in a row
         self._is_running = False
         self._transaction_began: float | None = None
@@ -245,7 +243,7 @@ class BatchWriter:
         finally:
             self._metrics.flush_s.observe(self._clock.monotonic() - begun)
             self._took()
-        self._rows_max = min(self._rows_max * 4, self._transaction_rows_max)
+        self._rows_max = min(self._rows_max * 4, self._flush_rows_max)
         self._failures_alone = 0
         return True
 

@@ -143,7 +143,7 @@ async def test_writes_that_wait_are_one_transaction_applied_by_type_in_the_state
 
 
 async def test_a_flush_is_bounded_and_the_rest_follows_in_order(bench: Bench, clock: FakeClock) -> None:
-    bench.writer = bench.make(clock, flush_rows_max=1)
+    bench.writer = bench.make(clock, flush_rows_max=4)
     futures = [bench.writer.commit(attempted(number)) for number in range(9)]
     bench.start()
     await asyncio.gather(*futures)
