@@ -91,6 +91,8 @@ $(VENV_NEXT)/.test: requirements/runtime.lock requirements/test.lock pyproject.t
 
 test-packages: bench-packages
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || ops/dev/packages postgresql
+	@command -v systemd-analyze >/dev/null 2>&1 && command -v systemd-socket-activate >/dev/null 2>&1 || \
+	  ops/dev/packages systemd
 
 bench-packages:
 	@command -v cc >/dev/null 2>&1 || ops/dev/packages gcc libc6-dev

@@ -10,6 +10,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Final
 
 from gateway.errors import ConfigError
@@ -86,23 +87,28 @@ async def keep_alive(
 
 
 def inherited_sockets(descriptors: Iterable[int]) -> Sequence[socket.socket]:
-    """Return the listening TCP sockets that were passed on (sd_listen_fds(3)).
+    """Return the listening TCP sockets that were passed on (sd_listen_fds(3)); they are the caller's.
 
     Raises:
         ConfigError: One is something else.
     """
-    found = []
-    for descriptor in descriptors:
-        try:
-            one = socket.socket(fileno=descriptor)
-            is_listening = bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-        except OSError as error:
-            raise ConfigError([f"LISTEN_FDS: descriptor {descriptor}: {error.strerror}"]) from error
-        if one.family not in (socket.AF_INET, socket.AF_INET6) or not is_listening:
-            raise ConfigError(
-                [f"LISTEN_FDS: descriptor {descriptor} is no listening TCP socket; use ListenStream=PORT"]
-            )
-        one.set_inheritable(False)
-        one.setblocking(False)
-        found.append(one)
+    with ExitStack() as taken:
+        found = [taken.enter_context(_listening_socket(descriptor)) for descriptor in descriptors]
+        taken.pop_all()
     return found
+
+
+def _listening_socket(descriptor: int) -> socket.socket:
+    try:
+        one = socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise ConfigError([f"LISTEN_FDS: descriptor {descriptor}: {error.strerror}"]) from error
+    is_listening = one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if not is_listening or one.family not in (socket.AF_INET, socket.AF_INET6):
+        one.close()
+        raise ConfigError(
+            [f"LISTEN_FDS: descriptor {descriptor} is no listening TCP socket; use ListenStream=PORT"]
+        )
+    one.set_inheritable(False)
+    one.setblocking(False)
+    return one
