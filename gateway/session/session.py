@@ -57,7 +57,7 @@ from gateway.hub import Writer, device_channel
 from gateway.identity import Verdict
 from gateway.session.lane import Lane
 from gateway.session.limits import IN_FLIGHT_MAX
-from gateway.session.page import build_page
+from gateway.session.page import Page, build_page
 from gateway.session.ports import Node, UpdateOffer
 from gateway.telemetry import logger
 
@@ -168,9 +168,13 @@ class Session:
         """Write encoded messages, in order."""
         raise AssertionError("a transport decides")
 
-    def _send_pages(self, messages: Sequence[bytes]) -> None:
-        """Write messages that can be made again from the log."""
-        self._send(messages)
+    def _send_pages(self, lane: Lane, page: Page) -> None:
+        """Write a page of ``lane``: messages that can be made again from the log."""
+        self._send(page.messages)
+
+    def _send_update(self, update: Update) -> None:
+        """Write an update, which is sent again until it is acknowledged."""
+        self.send(update)
 
     def _end(self, code: CloseCode) -> None:
         """Tell the peer, and let go of it."""
@@ -624,7 +628,7 @@ class Session:
                 )
             )
             node.metrics.dead_lettered["expired"].inc()
-        self._send_pages(page.messages)
+        self._send_pages(lane, page)
         return True
 
     async def _read(self, lane: Lane) -> None:
@@ -744,14 +748,18 @@ class Session:
 
     async def _spent(self, lane: Lane, offset: int) -> None:
         try:
-            if offset not in (lane.dead or ()):
-                await self._give_up(lane, offset, "attempts", None)
+            await self._spend(lane, offset)
         finally:
             lane.is_busy = False
         if self.state is State.OPEN and lane.acked + 1 == offset:
             lane.attempts = 0
             self.rewind(lane)
         self.pump(lane)
+
+    async def _spend(self, lane: Lane, offset: int) -> None:
+        """Give up what was sent often enough; once."""
+        if offset not in (lane.dead or ()):
+            await self._give_up(lane, offset, "attempts", None)
 
     def rewind(self, lane: Lane) -> None:
         """Stand at ``acked`` again: everything above it will be sent once more."""
@@ -827,7 +835,7 @@ class Session:
         self.node.metrics.updates_sent.inc()
         if sends > 1:
             self.node.metrics.updates_redelivered.inc()
-        self.send(
+        self._send_update(
             Update(
                 deployment=offer.deployment_id,
                 directive=offer.directive,

@@ -8,24 +8,37 @@ positions. So the lanes are never live: a publish wakes the poll that waits, whi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from device_sdk.wire import cbor
 from device_sdk.wire.close_codes import CloseCode
 from device_sdk.wire.errors import MalformedError, WireError
-from device_sdk.wire.limits import BATCH_LEN_MAX, CHANNELS_MAX
-from device_sdk.wire.messages import Message, Position, decode_base64url, encode_base64url
+from device_sdk.wire.limits import BATCH_LEN_MAX, BATCH_SIZE_MAX, CHANNELS_MAX
+from device_sdk.wire.messages import (
+    Message,
+    Position,
+    Update,
+    decode_base64url,
+    encode_base64url,
+    encode_cbor,
+    encode_json,
+)
 from gateway.edge.device.admission import Admission
 from gateway.errors import GatewayError
 from gateway.fleet.facts import Attempted
 from gateway.identity import Verdict
 from gateway.session.lane import Lane
+from gateway.session.page import Page
 from gateway.session.session import Session, State
 
 CURSOR_PREFIX: Final = "v1."
 CURSOR_SIZE_MAX: Final = 2048
 _KEPT_LEN_MAX: Final = 128  # updates, cancels and changes that wait for a poll; more end the session
+_ANSWER_SIZE_MAX: Final = BATCH_SIZE_MAX - BATCH_LEN_MAX - 8  # of the messages: what is around them fits too
+_READ_WAIT_S: Final = 5.0  # a poll that does not wait waits that long for a read of the log that it began
+_ANSWER: Final = 0  # the number in a cursor that is no subscription's: which answer it came with
 
 
 class _Nowhere:
@@ -54,7 +67,7 @@ def parse_cursor(text: str) -> dict[int, Position]:
     if not text.startswith(CURSOR_PREFIX) or len(text) > CURSOR_SIZE_MAX:
         raise MalformedError("not a cursor")
     found = cbor.decode(decode_base64url(text.removeprefix(CURSOR_PREFIX)), size_max=CURSOR_SIZE_MAX)
-    if not isinstance(found, dict) or len(found) > CHANNELS_MAX:
+    if not isinstance(found, dict) or len(found) > CHANNELS_MAX + 1:
         raise MalformedError("not a cursor")
     positions = {}
     for number, pair in found.items():
@@ -66,16 +79,38 @@ def parse_cursor(text: str) -> dict[int, Position]:
     return positions
 
 
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A message that waits for a poll.
+
+    Attributes:
+        lane: Of an alert or advance: if no poll takes it, it is read again from the log.
+        upto: The offset that it brings the lane to.
+        is_update: It is sent again at its own times, not because an answer was lost.
+    """
+
+    data: bytes
+    lane: Lane | None = None
+    upto: int = 0
+    is_update: bool = False
+
+
 class PollSession(Session):
-    """A device that polls."""
+    """A device that polls.
+
+    An answer may be lost. Alerts are then read again from where the cursor stands; cancels and the like are
+    kept until a cursor that came with them, or after them, says that the answer arrived.
+    """
 
     __slots__ = (
         "_admission",
+        "_answers",
         "_commits",
         "_outbox",
         "_outbox_bytes",
         "_polled_at",
-        "_valid_until",
+        "_polls",
+        "_said",
         "_waiter",
         "is_polled",
     )
@@ -86,8 +121,11 @@ class PollSession(Session):
         self.is_polled = False
         self._admission = admission
         self._commits: set[asyncio.Future[object]] = set()
-        self._outbox: list[bytes] = []
+        self._outbox: list[_Item] = []
         self._outbox_bytes = 0
+        self._said: list[_Item] = []  # in the last answer, of what is not read again from the log
+        self._answers = 0
+        self._polls = 0
         self._waiter: asyncio.Future[bool] | None = None
         self._polled_at = now
 
@@ -103,21 +141,24 @@ class PollSession(Session):
             StorageUnavailableError: The acknowledgement is not committed.
         """
         self.end_poll()
+        self._polls += 1
+        number = self._polls
+        self._say_again(cursor)
         now = self.node.clock.monotonic()
         try:
             await self._take_cursor(cursor, now)
         except GatewayError:
             self.ended()  # as in ``acknowledge``
             raise
-        if self.state is not State.OPEN or self.is_polled:
-            return None  # it ended, or another poll came while this one committed
+        if self.state is not State.OPEN or number != self._polls:
+            return None  # it ended, or a newer poll came while this one committed
         waiter = self._waiter = asyncio.get_running_loop().create_future()
         self.is_polled = True
         try:
-            for lane in self.lanes:
-                self.pump(lane)
+            self.feed()
             if not self._outbox:
-                async with asyncio.timeout(wait_s):
+                is_reading = any(lane.is_busy for lane in self.lanes)
+                async with asyncio.timeout(max(wait_s, _READ_WAIT_S if is_reading else 0.0)):
                     await waiter
         except TimeoutError:
             pass
@@ -126,8 +167,9 @@ class PollSession(Session):
                 self._waiter = None
                 self.is_polled = False
                 self._polled_at = self.node.clock.monotonic()
-        if waiter.done() and not waiter.result():
-            return None
+        # Its time being over cancels what it waits for.
+        if waiter.done() and not waiter.cancelled() and not waiter.result():
+            return None  # a newer poll came, or the session ended
         return self._taken()
 
     async def acknowledge(self, messages: Sequence[Message], now: float) -> list[Message]:
@@ -160,13 +202,41 @@ class PollSession(Session):
             waiter.set_result(False)
 
     def _taken(self) -> tuple[list[bytes], str] | None:
+        """Return as much as one body holds, and the cursor that stands behind it."""
         if not self._outbox:
             return None
-        messages, self._outbox, self._outbox_bytes = self._outbox, [], 0
-        cursor = format_cursor(
-            {lane.subscription_id: Position(lane.channel.epoch, lane.sent) for lane in self.lanes}
-        )
-        return messages, cursor
+        size, count = 0, 0
+        for item in self._outbox[:BATCH_LEN_MAX]:
+            size += len(item.data)
+            if count and size > _ANSWER_SIZE_MAX:
+                break
+            count += 1
+        taken, left = self._outbox[:count], self._outbox[count:]
+        self._keep(item for item in left if item.lane is None)
+        stands = {lane.subscription_id: Position(lane.channel.epoch, lane.acked) for lane in self.lanes}
+        for item in taken:
+            if item.lane is not None:
+                stands[item.lane.subscription_id] = Position(item.lane.channel.epoch, item.upto)
+        self._said = [item for item in taken if item.lane is None and not item.is_update]
+        if self._said:
+            self._answers += 1
+            stands[_ANSWER] = self._answer_position
+        return [item.data for item in taken], format_cursor(stands)
+
+    @property
+    def _answer_position(self) -> Position:
+        """What a cursor says that came with the last answer of this session."""
+        return Position(int.from_bytes(self.id[:4], "big"), self._answers)
+
+    def _say_again(self, cursor: Mapping[int, Position] | None) -> None:
+        """Take back what was in the last answer, unless ``cursor`` came with it.
+
+        A device that sends no cursor (it acknowledges by requests of their own) does not say, and is believed
+        to have it.
+        """
+        said, self._said = self._said, []
+        if said and cursor is not None and cursor.get(_ANSWER) != self._answer_position:
+            self._keep([*said, *self._outbox])
 
     async def _take_cursor(self, cursor: Mapping[int, Position] | None, now: float) -> None:
         """Acknowledge what the cursor says, durably, and stand there: everything after it is sent again."""
@@ -175,11 +245,14 @@ class PollSession(Session):
             position = cursor.get(lane.subscription_id) if cursor is not None else None
             if position is None or not self.is_position(lane, position):
                 continue  # a channel of another epoch is read from where the gateway knows the device to be
+            if position.offset < lane.acked:
+                # Its flash lost some. What it was sent and has not acknowledged comes back with it.
+                self.rewind(lane)
+                lane.acked = lane.sent = position.offset
+                continue
             received = self.take_position(lane, position.offset, now)
             if received is not None:
                 commits.append(self.node.writer.commit(received))
-            elif position.offset < lane.acked:
-                lane.acked = lane.sent = position.offset
         await self._committed(commits)
         self._drop_alerts()
         for lane in self.lanes:
@@ -194,11 +267,11 @@ class PollSession(Session):
         deadline = lane.deadline if was_sent else 0.0
         self.rewind(lane)
         limits = self.node.limits
-        if was_sent and deadline and now >= deadline:
+        if was_sent and deadline and now >= deadline and self.window > 0:
             lane.attempts += 1
             deadline = 0.0
             if lane.attempts >= limits.attempts_max:
-                await self._give_up(lane, lane.acked + 1, "attempts", None)
+                await self._spend(lane, lane.acked + 1)
                 lane.attempts = 0
             else:
                 await self.node.writer.commit(Attempted(lane.subscription_id, lane.acked + 1, lane.attempts))
@@ -208,8 +281,11 @@ class PollSession(Session):
 
     def _drop_alerts(self) -> None:
         """Alerts that no poll took are read again; what else waits stays."""
-        self._outbox = [message for message in self._outbox if not isinstance(message, _Page)]
-        self._outbox_bytes = sum(map(len, self._outbox))
+        self._keep(item for item in self._outbox if item.lane is None)
+
+    def _keep(self, items: Iterable[_Item]) -> None:
+        self._outbox = list(items)
+        self._outbox_bytes = sum(len(item.data) for item in self._outbox)
 
     # --- what the session asks ----------------------------------------------------------------------------
 
@@ -227,12 +303,24 @@ class PollSession(Session):
     def is_pushed(self) -> bool:
         return False
 
-    def _send_pages(self, messages: Sequence[bytes]) -> None:
-        self._send([_Page(message) for message in messages])
+    def _send_pages(self, lane: Lane, page: Page) -> None:
+        self._add(
+            [
+                _Item(message, lane, upto)
+                for message, (upto, _) in zip(page.messages, page.entries, strict=True)
+            ]
+        )
+
+    def _send_update(self, update: Update) -> None:
+        data = encode_json(update).encode() if self.is_json else encode_cbor(update)
+        self._add([_Item(data, is_update=True)])
 
     def _send(self, messages: Sequence[bytes]) -> None:
-        self._outbox += messages
-        self._outbox_bytes += sum(map(len, messages))
+        self._add([_Item(message) for message in messages])
+
+    def _add(self, items: Sequence[_Item]) -> None:
+        self._outbox += items
+        self._outbox_bytes += sum(len(item.data) for item in items)
         if not self.is_polled and len(self._outbox) > _KEPT_LEN_MAX:
             self.close(CloseCode.INSUFFICIENT_STATE)
         elif self._waiter is not None and not self._waiter.done():
@@ -253,19 +341,15 @@ class PollSession(Session):
             return
         if self.is_polled:
             self._visit_updates(now)  # time without a poll is time offline, and no attempt
-            for lane in self.lanes:
-                self.pump(lane)
+            self.feed()
         elif now - self._polled_at >= self.node.limits.longpoll_idle_s:
             self.ended()
 
     def taken_at_hello(self) -> list[bytes]:
         """Return what the session has said so far: the answer to its hello."""
-        messages, self._outbox, self._outbox_bytes = self._outbox, [], 0
+        messages = [item.data for item in self._outbox]
+        self._keep(())
         return messages
-
-
-class _Page(bytes):
-    """A message of a page: read again from the log if no poll takes it."""
 
 
 def check_cursor(header: str | None) -> dict[int, Position] | None:

@@ -84,6 +84,9 @@ class _Plane:
         except BaseException:
             session.ended()
             raise
+        if session.state is not State.OPEN:  # the node is stopping, or what the hello found is old already
+            self._admission.check_room()
+            raise _hello_required()
         self._admission.polled[verdict.fleet, verdict.device_id] = session
         return _batch(session.taken_at_hello(), is_json=session.is_json)
 
@@ -104,8 +107,8 @@ class _Plane:
     async def acks(self, request: web.Request) -> web.StreamResponse:
         """Commit acknowledgements; what cannot be accepted is answered as a batch of ``error``."""
         _, verdict = await self._admission.judge(request)
-        session = self._session(verdict)
         messages = await _read_posted(request, (Ack, Nack))
+        session = self._session(verdict)  # now, and not before a body that takes its time
         errors = await session.acknowledge(messages, self._admission.node.clock.monotonic())
         if errors:
             return _batch(_encoded(errors, session.is_json), is_json=session.is_json)
@@ -114,10 +117,11 @@ class _Plane:
     async def reports(self, request: web.Request) -> web.StreamResponse:
         """Commit reports; each is answered ``recorded``."""
         _, verdict = await self._admission.judge(request)
+        reports = await _read_posted(request, (Report,))
         session = self._session(verdict)
         is_json = _is_json_wanted(request)
         answers: list[Message] = []
-        for report in await _read_posted(request, (Report,)):
+        for report in reports:
             assert isinstance(report, Report), "checked when it was read"
             answers += await session.recorded(report)
         return _batch(_encoded(answers, is_json), is_json=is_json)

@@ -13,7 +13,7 @@ from device_sdk.wire.keys import PrivateKey
 from device_sdk.wire.messages import Hello, Message, Position, decode_cbor, decode_json
 from device_sdk.wire.names import ChannelName, DeviceId, FleetName
 from gateway.clock import FakeClock
-from gateway.errors import StorageUnavailableError
+from gateway.errors import NotFoundError, StorageUnavailableError
 from gateway.fleet.alerts import AlertLimits, Alerts, AlertSigner, LogReader
 from gateway.fleet.facts import HotWrite
 from gateway.fleet.log import AlertLog
@@ -148,6 +148,52 @@ class MemorySubscriptions:
 
     async def connected_subscriptions(self, device_key: int) -> Sequence[ConnectedSubscription]:
         return self.found
+
+
+class Directory:
+    """What is stored of devices. An answer is what is there when it is asked for, and comes when let go."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, tuple[ConnectedSubscription, ...]] = {}
+        self.keys: dict[str, int] = {}
+        self.root: bytes | None = None
+        self.deployments: list[tuple[int, bytes]] = []
+        self.failures = 0
+        self.asked: list[tuple[str, Any]] = []
+        self.is_held = False
+        self.gates: list[asyncio.Event] = []
+
+    async def connected_subscriptions(self, device_key: int) -> Sequence[ConnectedSubscription]:
+        if device_key not in self.found:
+            raise NotFoundError("the device is gone")
+        found = self.found[device_key]
+        await self._asked("subscriptions", device_key)
+        return found
+
+    async def root_document(self, fleet_key: int) -> tuple[int, bytes | None]:
+        root = self.root
+        await self._asked("root", fleet_key)
+        return 1, root
+
+    async def device(self, fleet_key: int, device_id: DeviceId) -> Any:
+        await self._asked("device", device_id)
+        if device_id not in self.keys:
+            raise NotFoundError("no such device")
+        return type("Row", (), {"key": self.keys[device_id]})
+
+    async def cancelling(self, device_keys: Sequence[int]) -> Sequence[tuple[int, bytes]]:
+        found = [one for one in self.deployments if one[0] in device_keys]
+        await self._asked("cancelling", tuple(device_keys))
+        return found
+
+    async def _asked(self, what: str, of: Any) -> None:
+        self.asked.append((what, of))
+        if self.failures:
+            self.failures -= 1
+            raise StorageUnavailableError("away")
+        if self.is_held:
+            self.gates.append(asyncio.Event())
+            await self.gates[-1].wait()
 
 
 class ScriptedUpdates:
