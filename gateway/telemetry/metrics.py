@@ -61,8 +61,8 @@ class Metrics:
 
     def render(self) -> bytes:
         """Return all series in Prometheus's text format (``CONTENT_TYPE``). Some ms for 1,000 series."""
-        lately, self.acked_lately = self.acked_lately, 0
-        self.acked.inc(lately)
+        self.acked.inc(self.acked_lately)
+        self.acked_lately = 0
         return generate_latest(self.registry)
 
     def closed(self, code: int) -> None:
@@ -164,7 +164,8 @@ class Metrics:
         )
         self._http_by_route: dict[tuple[str, str], Histogram] = {}
         self.certificate_expires_at_s = self._gauge(
-            "tls_certificate_expires_at_seconds", "When the certificate in use is over, Unix time; 0: none is."
+            "tls_certificate_expires_at_seconds",
+            "When the certificate in use is over, Unix time; 0: none is.",
         )
 
     def _counter(self, name: str, text: str) -> Counter:
