@@ -52,6 +52,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        self.acked_lately = 0  # not in ``acked`` yet: counted for each ack, where ``inc`` costs too much
         self._devices()
         self._alerts()
         self._updates()
@@ -106,7 +107,6 @@ class Metrics:
             "alerts_delivered", "Alerts written to a connection.", "kind", DELIVERY_KINDS
         )
         self.acked = self._counter("alerts_acked", "Alerts acknowledged by devices.")
-        self.acked_lately = 0  # not in ``acked`` yet: counted for each ack, where ``inc`` costs too much
         self.nacked = self._counter("alerts_nacked", "Alerts refused by a device.")
         self.redelivered = self.delivered["redelivery"]
         self.dead_lettered = self._counters(
