@@ -151,6 +151,10 @@ class Identity:
         self._guard.accepted(key, self._clock.monotonic())
         return outcome
 
+    def key(self, credential: Credential) -> bytes:
+        """Return what ``credential`` is known by: two with one key are one question to the origin."""
+        return self._judge.key(credential)
+
     def kept(self, credential: Credential) -> Credential:
         """Return what a session keeps of ``credential`` to be judged again."""
         return self._judge.kept(credential)

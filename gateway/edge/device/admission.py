@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from math import ceil
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import web
 
 from device_sdk.wire.close_codes import CloseCode
 from device_sdk.wire.messages import PROTOCOL_VERSION, Hello
 from device_sdk.wire.names import DeviceId, FleetName
+from gateway.edge.rejections import rejection
 from gateway.errors import (
     CredentialRefusedError,
+    OriginUnavailableError,
     ProtocolViolationError,
     UnavailableError,
     WrongIdentityError,
 )
 from gateway.fleet.facts import Connect, Judged
 from gateway.fleet.model import Connected
-from gateway.identity import Credential, Identity, Verdict
+from gateway.identity import Credential, Identity, Verdict, validity
 from gateway.session.session import Session, State
 from gateway.session.sessions import Sessions
+
+if TYPE_CHECKING:
+    from gateway.edge.device.poll import PollSession
 
 FLEET_HEADER = "Fleetcast-Fleet"
 DEVICE_HEADER = "Fleetcast-Device"
@@ -67,7 +72,7 @@ class Admission:
         self.sessions = sessions
         self.node = sessions.node
         self.connections = 0
-        self.polled: dict[tuple[str, str], Session] = {}
+        self.polled: dict[tuple[str, str], PollSession] = {}
         self._per_fleet: Counter[str] = Counter()
         self.is_draining = False
         self._statements = statements
@@ -111,19 +116,32 @@ class Admission:
         Raises:
             CredentialRefusedError, OriginUnavailableError: As ``Identity.admit``.
         """
-        credential = Credential.from_headers(
-            request.headers.items(),
-            remote=request.remote,
-            scheme=request.scheme,
-            method=request.method,
-            target=request.path_qs,
-        )
+        credential = _credential(request)
         verdict = await self.identity.admit(
             credential,
             claimed_fleet=request.headers.get(FLEET_HEADER),
             claimed_device=request.headers.get(DEVICE_HEADER),
         )
         return credential, verdict
+
+    async def judge_polled(self, request: web.Request) -> Verdict:
+        """As ``judge``, for a request within a polled session.
+
+        An origin that gives no answer turns nobody away who is connected (PROTOCOL §5.5): until a WebSocket
+        would be closed for it, the session's last verdict stands for the credential that opened it.
+        """
+        try:
+            _, verdict = await self.judge(request)
+        except OriginUnavailableError:
+            claim = (request.headers.get(FLEET_HEADER, ""), request.headers.get(DEVICE_HEADER, ""))
+            session = self.polled.get(claim)
+            if session is None or session.credential_key != self.identity.key(_credential(request)):
+                raise
+            carried = validity(session.verdict, limits=self.identity.limits, jitter=0.5)
+            if self.node.clock.now_ms() >= carried.ends_at:
+                raise
+            return session.verdict
+        return verdict
 
     async def connect(self, session: Session, hello: Hello) -> None:
         """Commit ``hello`` and open ``session`` with what was found; the device's old session ends.
@@ -181,15 +199,27 @@ class Admission:
         verdict = await self.identity.admit(
             credential, claimed_fleet=before.fleet, claimed_device=before.device_id, fresh=True
         )
-        session.verdict = verdict
-        if (verdict.channels, verdict.attributes) != (before.channels, before.attributes):
+        is_changed = (verdict.channels, verdict.attributes) != (before.channels, before.attributes)
+        if is_changed:
             await self.node.writer.commit(Judged(verdict, self.node.clock.now_ms()))
+        session.verdict = verdict  # not before: what is not committed is a change at the next check, too
+        if is_changed:
             self.sessions.subscriptions_changed(session.device_key)
         return verdict
 
 
 def close_code_of(error: CredentialRefusedError) -> CloseCode:
     """Return the close code for a session whose credential is no longer good."""
-    if error.code == CredentialRefusedError.code:
+    if type(error) is CredentialRefusedError:
         return CloseCode.CREDENTIAL_REVOKED  # it was good, and now it is not
-    return CloseCode.CREDENTIAL_REFUSED
+    return rejection(error).close_code
+
+
+def _credential(request: web.Request) -> Credential:
+    return Credential.from_headers(
+        request.headers.items(),
+        remote=request.remote,
+        scheme=request.scheme,
+        method=request.method,
+        target=request.path_qs,
+    )

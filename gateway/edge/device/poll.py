@@ -100,6 +100,10 @@ class PollSession(Session):
 
     An answer may be lost. Alerts are then read again from where the cursor stands; cancels and the like are
     kept until a cursor that came with them, or after them, says that the answer arrived.
+
+    Attributes:
+        credential_key: Of the credential that opened it (``Identity.key``): while the origin gives no answer
+            it is what the session's requests are known by.
     """
 
     __slots__ = (
@@ -112,11 +116,21 @@ class PollSession(Session):
         "_polls",
         "_said",
         "_waiter",
+        "credential_key",
         "is_polled",
     )
 
-    def __init__(self, admission: Admission, verdict: Verdict, *, is_json: bool, now: float) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        verdict: Verdict,
+        *,
+        is_json: bool,
+        now: float,
+        credential_key: bytes = b"",
+    ) -> None:
         super().__init__(admission.node, verdict, is_json=is_json, now=now)
+        self.credential_key = credential_key
         self.connection = _NOWHERE
         self.is_polled = False
         self._admission = admission

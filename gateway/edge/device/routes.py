@@ -66,7 +66,7 @@ class _Plane:
     async def hello(self, request: web.Request) -> web.StreamResponse:
         """Open a polled session; the answer begins with ``welcome``."""
         self._admission.check_room()
-        _, verdict = await self._admission.judge(request)
+        credential, verdict = await self._admission.judge(request)
         match await _read(request, HELLO_SIZE_MAX):
             case [Hello() as hello]:
                 pass
@@ -75,6 +75,7 @@ class _Plane:
         session = PollSession(
             self._admission,
             verdict,
+            credential_key=self._admission.identity.key(credential),
             is_json=_is_json_wanted(request),
             now=self._admission.node.clock.monotonic(),
         )
@@ -93,7 +94,7 @@ class _Plane:
     async def messages(self, request: web.Request) -> web.StreamResponse:
         """Answer what comes after the cursor, or 204 when nothing came in time."""
         wait_s = _wait(request, self._wait_max_s)
-        _, verdict = await self._admission.judge(request)
+        verdict = await self._admission.judge_polled(request)
         session = self._session(verdict)
         cursor = check_cursor(request.headers.get("If-None-Match"))
         answer = await session.poll(cursor, wait_s=wait_s)
@@ -106,7 +107,7 @@ class _Plane:
 
     async def acks(self, request: web.Request) -> web.StreamResponse:
         """Commit acknowledgements; what cannot be accepted is answered as a batch of ``error``."""
-        _, verdict = await self._admission.judge(request)
+        verdict = await self._admission.judge_polled(request)
         messages = await _read_posted(request, (Ack, Nack))
         session = self._session(verdict)  # now, and not before a body that takes its time
         errors = await session.acknowledge(messages, self._admission.node.clock.monotonic())
@@ -116,7 +117,7 @@ class _Plane:
 
     async def reports(self, request: web.Request) -> web.StreamResponse:
         """Commit reports; each is answered ``recorded``."""
-        _, verdict = await self._admission.judge(request)
+        verdict = await self._admission.judge_polled(request)
         reports = await _read_posted(request, (Report,))
         session = self._session(verdict)
         is_json = _is_json_wanted(request)
@@ -135,11 +136,11 @@ class _Plane:
         session = self._admission.polled.get((verdict.fleet, verdict.device_id))
         if session is None or session.state is not State.OPEN:
             raise _hello_required()
-        assert isinstance(session, PollSession), "only those are kept there"
         known = session.verdict
         if (known.channels, known.attributes) != (verdict.channels, verdict.attributes):
             session.ended()
             raise _hello_required()
+        session.verdict = verdict  # as old as the origin's last word
         return session
 
 
