@@ -180,7 +180,11 @@ class SocketSession(Session):
     def visit(self, now: float) -> None:
         limits = self.node.limits
         if self.state is State.CONNECTING:
-            if now - self.opened_at >= limits.hello_timeout_s:
+            if now - self.opened_at < limits.hello_timeout_s:
+                return
+            if self._holds:  # it came, and waits to be committed
+                self.close(CloseCode.STORAGE_UNAVAILABLE)
+            else:
                 self.node.metrics.hello_timeouts.inc()
                 self.close(CloseCode.HELLO_TIMEOUT)
             return
