@@ -24,7 +24,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from stage import BIN, DemoError, Stage, free_port, stop_kept
+from stage import BIN, DemoError, Interrupted, Stage, free_port, stop_kept
 from view import ENDS, View, print_summary
 
 from device_sdk import SlotInstaller
@@ -241,13 +241,14 @@ def main() -> int:
     if arguments.stop is not None:
         stop_kept(arguments.stop)
         return 0
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _exit)
     view = View(arguments.devices)
     folder = Path(tempfile.mkdtemp(prefix="fleetcast-demo-"))
     stage = Stage(folder, is_kept=arguments.keep, say=view.say)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     is_kept = False
     try:
+        for number in signals:
+            signal.signal(number, stage.interrupt)
         demo = Demo(arguments, stage, view)
         with view.shown():
             summary = demo.run()
@@ -272,10 +273,11 @@ def main() -> int:
     except DemoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 0 if not arguments.once else 130
+    except Interrupted as interrupted:
+        is_the_end = interrupted.number == signal.SIGINT and not arguments.once
+        return 0 if is_the_end else 128 + interrupted.number
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in signals:
             signal.signal(number, signal.SIG_IGN)  # what was started is ended, whoever is impatient
         stage.close(keep=is_kept)
 
@@ -322,10 +324,6 @@ def _arguments() -> argparse.Namespace:
     if arguments.keep and not arguments.once:
         parser.error("--keep goes with --once")
     return arguments
-
-
-def _exit(number: int, _frame: object) -> None:
-    raise SystemExit(128 + number)
 
 
 def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:

@@ -29,6 +29,14 @@ class DemoError(Exception):
     """The demo cannot go on."""
 
 
+class Interrupted(BaseException):
+    """A signal asks to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 class Stage:
     """What runs, in one folder. ``close`` ends all of it; ``keep`` leaves the gateway and its origin.
 
@@ -45,16 +53,25 @@ class Stage:
         self._is_kept = is_kept
         self._say = say
         self.variables: dict[str, str] = {}
+        self._is_starting = False
+        self._deferred: int | None = None
+
+    def interrupt(self, number: int, _frame: object = None) -> None:
+        """Raise Interrupted; while a process is being started, once it is known."""
+        if not self._is_starting:
+            raise Interrupted(number)
+        self._deferred = number
 
     # --- processes ----------------------------------------------------------------------------------------
 
-    def start(self, name: str, *command: object, shown: str | None = None) -> subprocess.Popen[bytes]:
+    def start(self, name: str, *command: object) -> None:
         """Start a process in the background, its output in ``name``.log and ``name``.out."""
         words = [str(word) for word in command]
-        self._say(shown or shlex.join([Path(words[0]).name, *words[1:]]) + " &")
+        self._say(shlex.join([Path(words[0]).name, *words[1:]]) + " &")
         outlives_us = self._is_kept and name != "devices"
+        self._is_starting = True
         with (self.folder / f"{name}.log").open("wb") as log, (self.folder / f"{name}.out").open("wb") as out:
-            process = subprocess.Popen(
+            self.processes[name] = subprocess.Popen(
                 words,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
@@ -64,8 +81,9 @@ class Stage:
                 start_new_session=True,  # Ctrl-C is ours: we end them in order
                 preexec_fn=None if outlives_us else _die_with_parent,
             )
-        self.processes[name] = process
-        return process
+        self._is_starting = False
+        if self._deferred is not None:
+            raise Interrupted(self._deferred)
 
     def await_output(self, name: str) -> str:
         """Return the first line that a process prints."""

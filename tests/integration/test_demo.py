@@ -64,25 +64,20 @@ def test_fifty_devices_end_as_they_should_and_nothing_is_left(temporary: Path) -
     assert not processes_in(temporary)
 
 
-def test_same_on_postgresql_twice(temporary: Path, empty_postgresql_url: str) -> None:
-    for _ in range(2):
-        found = summary(
-            demo(temporary, "--once", "--json", "--devices", 8, "--database", empty_postgresql_url)
-        )
-        check(found, 8)
-    assert not list(temporary.iterdir())
-
-
-def test_what_is_kept_answers_until_it_is_stopped(temporary: Path) -> None:
-    found = summary(demo(temporary, "--once", "--json", "--keep", "--devices", 5))
+def test_on_postgresql_and_kept_it_answers_until_it_is_stopped(
+    temporary: Path, empty_postgresql_url: str
+) -> None:
+    options = ("--once", "--json", "--keep", "--devices", 8, "--database", empty_postgresql_url)
+    found = summary(demo(temporary, *options))
     try:
+        check(found, 8)
         token = Path(found["token_file"]).read_text().strip()
         request = urllib.request.Request(
             f"{found['gateway']}/api/v1/fleets/{found['fleet']}/devices",
             headers={"Authorization": f"Bearer {token}"},
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
-            assert len(json.load(answer)["items"]) == 5
+            assert len(json.load(answer)["items"]) == 8
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(found["origin"], timeout=30)
         assert caught.value.code == 401
