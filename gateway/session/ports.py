@@ -6,13 +6,15 @@ session only carries it.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from gateway.clock import Clock
-from gateway.fleet.facts import HotWriter
+from gateway.errors import StorageUnavailableError
+from gateway.fleet.facts import HotWrite, HotWriter
 from gateway.fleet.log import AlertLog
 from gateway.fleet.model import ConnectedSubscription
 from gateway.hub import Hub
@@ -62,6 +64,24 @@ class Spawn(Protocol):
     """Start a task that the node keeps and whose failure is logged, never lost."""
 
     def __call__(self, work: Coroutine[Any, Any, None], *, name: str) -> None: ...
+
+
+ROOM_TIMEOUT_S: Final = 10.0
+
+
+async def commit(writer: HotWriter, write: HotWrite) -> Any:
+    """Commit ``write``; where the writer is full, wait for room first: it is busy, not away.
+
+    Raises:
+        StorageUnavailableError: There was no room in ``ROOM_TIMEOUT_S``, or the database is away.
+    """
+    if writer.is_full:
+        try:
+            async with asyncio.timeout(ROOM_TIMEOUT_S):
+                await writer.drained()
+        except TimeoutError as error:
+            raise StorageUnavailableError("the writer is full") from error
+    return await writer.commit(write)
 
 
 @dataclass(frozen=True, slots=True)

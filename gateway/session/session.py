@@ -58,7 +58,7 @@ from gateway.identity import Verdict
 from gateway.session.lane import Lane
 from gateway.session.limits import IN_FLIGHT_MAX
 from gateway.session.page import Page, build_page
-from gateway.session.ports import Node, UpdateOffer
+from gateway.session.ports import Node, UpdateOffer, commit
 from gateway.telemetry import logger
 
 _log = logger("session")
@@ -450,8 +450,8 @@ class Session:
         )
 
     async def _deployment_received(self, deployment: bytes) -> None:
-        await self.node.writer.commit(
-            DeploymentReceived(self.device_key, deployment, self.node.clock.now_ms())
+        await commit(
+            self.node.writer, DeploymentReceived(self.device_key, deployment, self.node.clock.now_ms())
         )
         if self.pending is not None:
             self.pending.pop(deployment, None)
@@ -739,7 +739,7 @@ class Session:
 
     async def _resend(self, lane: Lane, offset: int) -> None:
         try:
-            await self.node.writer.commit(Attempted(lane.subscription_id, offset, lane.attempts))
+            await commit(self.node.writer, Attempted(lane.subscription_id, offset, lane.attempts))
         finally:
             lane.is_busy = False
         if self.state is State.OPEN and lane.acked + 1 == offset:
@@ -782,7 +782,8 @@ class Session:
         item = block.items.get(offset)
         if item is None or (reason == "attempts" and item.is_superseded):
             return  # the page says so in its place, and that was not acknowledged
-        await self.node.writer.commit(
+        await commit(
+            self.node.writer,
             DeadLettered(
                 self.device_key,
                 channel.id,
@@ -793,7 +794,7 @@ class Session:
                 code,
                 lane.attempts,
                 self.node.clock.now_ms(),
-            )
+            ),
         )
         self.node.metrics.dead_lettered[reason].inc()
         if offset > lane.acked:
@@ -923,6 +924,14 @@ class Session:
         self._end(code)
         self.ended()
 
+    def holds(self, token_sha256: bytes) -> bool:
+        """Whether it stands on the bearer token of this hash; one that keeps no token says no."""
+        return False
+
+    def revoke(self) -> None:
+        """End the session: its credential was taken back."""
+        self.close(CloseCode.CREDENTIAL_REVOKED)
+
     def ended(self) -> None:
         """The transport is gone or told to go: leave the hub and write down that it ended. Idempotent."""
         was = self.state
@@ -1028,7 +1037,7 @@ async def record(node: Node, device_key: int, boot_id: bytes, report: Report) ->
     Raises:
         StorageUnavailableError: The device repeats the report.
     """
-    outcome = await node.writer.commit(Reported(device_key, report, boot_id, node.clock.now_ms()))
+    outcome = await commit(node.writer, Reported(device_key, report, boot_id, node.clock.now_ms()))
     node.metrics.reports[outcome.status].inc()
     if outcome.entered is not None:
         node.metrics.deployments[outcome.entered.value].inc()

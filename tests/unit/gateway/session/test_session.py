@@ -513,3 +513,19 @@ class TestEncodings:
         await world.settle()
         await world.publish("ops", 1)
         assert offsets(session.taken()) == [1, 2, 3]
+
+
+class TestFullWriter:
+    async def test_is_waited_for_and_not_taken_for_a_database_that_is_away(self, world: World) -> None:
+        session = world.session("ops")
+        session.taken()
+        world.writer.results[Reported] = ReportOutcome("recorded", None, False, False)
+        world.writer.is_full = True
+        session.receive(Report(b"r" * 16, b"\x01" * 16, 1, "verified"), 0.0)
+        await world.settle()
+        assert session.taken() == []
+        assert session.codes == []
+        world.writer.is_full = False
+        world.writer.room.set()
+        await world.settle()
+        assert session.taken() == [Recorded(b"r" * 16, "recorded")]
