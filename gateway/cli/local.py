@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from gateway.storage.schema import SchemaState
 
 DAY_MS: Final = 24 * 3600 * 1000
+RESTORED_TIMEOUT_MS: Final = (
+    3600 * 1000
+)  # of one statement: it goes through every fact of a thousand channels
 TOKEN_NAME_LEN_MAX: Final = 128
 
 
@@ -105,6 +108,56 @@ def state(config: ConfigFile = None, as_json: AsJson = False) -> None:
         print_facts(facts)
     if not found.is_current:
         raise typer.Exit(ExitStatus.FAILURE)
+
+
+@database.command("backup")
+def backup(
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FILE", help="A new file, mode 0600."),
+    ],
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy the embedded database to a new file, beside a running gateway.
+
+    The copy is of one moment, read back and found whole. PostgreSQL is copied by pg_dump. Keys and artifacts
+    are folders beside the database: copy them after it.
+
+        fleetcast db backup -o fleetcast-2026-11-24.db
+    """
+    from gateway.storage.backup import copy_database
+
+    try:
+        size_bytes = copy_database(load_configuration(config).database_url, output)
+    except FileExistsError:
+        raise Failure(f"{output} is there already; it is not overwritten", code="file_exists") from None
+    if as_json:
+        print_json({"file": str(output), "size_bytes": size_bytes})
+    else:
+        print(f"{output}: {size_bytes} bytes")
+
+
+@database.command("restored")
+def restored(config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Say that this database was restored from a backup: the step before the gateway starts again.
+
+    Every channel gets a new epoch, in one transaction. Devices have read further than the backup knows: they
+    are told that history was lost, go on from where the backup has them, and know by its id what they see
+    twice. The gateways must be stopped.
+    """
+    from gateway.storage.backup import check_unused
+    from gateway.storage.schema import schema_state
+
+    configuration = load_configuration(config)
+    url = configuration.database_url
+    _check_schema(schema_state(url))
+    check_unused(url)
+    count = asyncio.run(_renew_epochs(configuration))
+    if as_json:
+        print_json({"channels": count})
+    else:
+        print(f"{count} channels have a new epoch; each device is told when it connects")
 
 
 @tokens.command("create")
@@ -214,6 +267,16 @@ def _new_token(
         created_at=now_ms,
         expires_at=now_ms + expires_days * DAY_MS if expires_days is not None else None,
     )
+
+
+async def _renew_epochs(config: Config) -> int:
+    from gateway.storage.engine import DatabaseLimits, open_database
+    from gateway.storage.epochs import renew_epochs
+    from gateway.telemetry import Metrics
+
+    limits = config.database.limits(DatabaseLimits, statement_timeout_ms=RESTORED_TIMEOUT_MS)
+    async with open_database(config.database_url, limits=limits, metrics=Metrics()) as database:
+        return await database.write(renew_epochs)
 
 
 async def _store_token(config: Config, token: OperatorToken, *, create_fleet: bool, now_ms: int) -> None:

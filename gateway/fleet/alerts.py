@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from device_sdk.wire.keys import PrivateKey
 from device_sdk.wire.limits import ALERT_SIZE_MAX
 from device_sdk.wire.names import ChannelName, FleetName
 from device_sdk.wire.signed import AlertPayload, alert_payload, sign_alert
+from device_sdk.wire.signed.alert import parse_alert_payload
 from gateway.clock import Clock
 from gateway.errors import LimitExceededError, StorageUnavailableError
-from gateway.fleet.log import AlertLog, LogItem
+from gateway.fleet.log import AlertLog, LogItem, Signed
 from gateway.fleet.model import Appended, Draft, Fleet, StoredMessage
 from gateway.fleet.store import Idempotency, Replay, Seal
 from gateway.hub import Channel as HubChannel
@@ -79,13 +80,20 @@ class AlertSigner:
         self._metrics.signatures["alert"].inc()
         return payload, sign_alert(payload, self._key, fleet)
 
-    def resign(self, fleet: FleetName, message: StoredMessage) -> tuple[bytes, bytes, int]:
-        """Return signature, kid and algorithm for ``message``: those it has, unless the key changed."""
+    def resign(self, fleet: FleetName, epoch: int, message: StoredMessage) -> Signed:
+        """Return ``message`` as it is signed in ``epoch``: as it is stored, unless key or epoch changed.
+
+        An epoch changes when a backup was restored; the stored signature then names no key.
+        """
         algorithm = int(self._key.algorithm)
         if message.kid == self._key.kid:
-            return message.signature, message.kid, algorithm
+            return Signed(message.payload, message.signature, message.kid, algorithm)
+        payload = message.payload
+        alert = parse_alert_payload(payload)
+        if alert.epoch != epoch:
+            payload = alert_payload(replace(alert, epoch=epoch))
         self._metrics.signatures["alert"].inc()
-        return sign_alert(message.payload, self._key, fleet), self._key.kid, algorithm
+        return Signed(payload, sign_alert(payload, self._key, fleet), self._key.kid, algorithm)
 
 
 class Alerts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from device_sdk.wire.messages import Alert, encode_cbor, encode_json
@@ -96,10 +97,20 @@ class Block:
             older.is_superseded = True
 
 
-class Resign(Protocol):
-    """Return a message's signature and kid by the key in force: the cached one, or a new one."""
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """An alert's payload, and who vouches for it."""
 
-    def __call__(self, fleet: FleetName, message: StoredMessage) -> tuple[bytes, bytes, int]: ...
+    payload: bytes
+    signature: bytes
+    kid: bytes
+    algorithm: int
+
+
+class Resign(Protocol):
+    """Return a message as it is signed in ``epoch`` by the key in force: as it is stored, or anew."""
+
+    def __call__(self, fleet: FleetName, epoch: int, message: StoredMessage) -> Signed: ...
 
 
 class _Read:
@@ -210,8 +221,8 @@ class AlertLog:
 
     def item(self, fleet: FleetName, channel: ChannelName, epoch: int, message: StoredMessage) -> LogItem:
         """Return ``message`` encoded, signed by the key in force."""
-        signature, kid, algorithm = self._resign(fleet, message)
-        body = assemble_alert(message.payload, signature, kid=kid, algorithm=algorithm)
+        signed = self._resign(fleet, epoch, message)
+        body = assemble_alert(signed.payload, signed.signature, kid=signed.kid, algorithm=signed.algorithm)
         return LogItem(Alert(channel=channel, epoch=epoch, offset=message.offset, body=body), message)
 
     def forget(self, channel_id: int) -> None:

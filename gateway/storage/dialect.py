@@ -173,6 +173,17 @@ def pass_turnstile(connection: Connection, *, is_closing: bool) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock{kind}(7163514288102)")
 
 
+def other_sessions(connection: Connection) -> int:
+    """Return how many other connections gateways have to this database; SQLite does not know."""
+    if not _is_postgresql(connection):
+        return 0
+    found = connection.exec_driver_sql(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'fleetcast' AND pid <> pg_backend_pid()"
+    )
+    return int(found.scalar_one())
+
+
 def limit_statements(connection: Connection, *, lock_timeout_ms: int, statement_timeout_ms: int) -> None:
     """Bound how long each statement of this transaction waits and runs. SQLite has its busy timeout."""
     if _is_postgresql(connection):

@@ -148,3 +148,60 @@ class TestSchema:
             assert result.exit_code == 1
             assert result.stderr.count("\n") == 1
             assert "[storage_unavailable]" in result.stderr
+
+
+class TestBackup:
+    def test_copy_is_the_database_and_never_overwrites(self, run: Run) -> None:
+        run(*CREATE, "--fleet", "acme", "--create-fleet")
+        result = run("db", "backup", "--output", "copy.db", "--json")
+        assert result.exit_code == 0
+        assert json.loads(result.stdout) == {
+            "file": "copy.db",
+            "size_bytes": Path("copy.db").stat().st_size,
+        }
+        with sqlite3.connect("copy.db") as connection:
+            assert connection.execute("SELECT name FROM fleet").fetchall() == [("acme",)]
+        connection.close()
+        again = run("db", "backup", "--output", "copy.db")
+        assert again.exit_code == 1
+        assert "[file_exists]" in again.stderr
+
+    def test_there_is_nothing_to_copy(self, run: Run, tmp_path: Path) -> None:
+        result = run("db", "backup", "--output", "copy.db")
+        assert (result.exit_code, list(tmp_path.iterdir())) == (1, [])
+        assert "[storage_unavailable]" in result.stderr
+
+    def test_postgresql_has_a_program_of_its_own(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "c.toml").write_text('[database]\nurl = "postgresql://nobody@127.0.0.1:1/x"\n')
+        result = run("db", "backup", "--output", "copy.db", "--config", "c.toml")
+        assert result.exit_code == 1
+        assert "pg_dump [not_embedded]" in result.stderr
+
+
+class TestRestored:
+    def test_every_channel_gets_a_new_epoch(self, run: Run) -> None:
+        run(*CREATE, "--fleet", "acme", "--create-fleet")
+        with sqlite3.connect("fleetcast-data/fleetcast.db") as connection:
+            connection.execute(
+                "INSERT INTO channel (fleet_id, name, kind, epoch, created_at) VALUES (1, 'ops', 'alert', 7, 0)"
+            )
+        connection.close()
+        assert json.loads(run("db", "restored", "--json").stdout) == {"channels": 1}
+        with sqlite3.connect("fleetcast-data/fleetcast.db") as connection:
+            assert connection.execute("SELECT epoch FROM channel").fetchone() != (7,)
+        connection.close()
+        assert run("db", "restored").stdout.startswith("1 channels have a new epoch")
+
+    def test_a_gateway_that_runs_must_be_stopped_first(self, run: Run) -> None:
+        run(*CREATE, "--fleet", "acme", "--create-fleet")
+        with sqlite3.connect("fleetcast-data/fleetcast.db") as gateway:
+            gateway.execute("SELECT 1 FROM fleet").fetchall()
+            result = run("db", "restored")
+        gateway.close()
+        assert result.exit_code == 1
+        assert "stop it first [database_in_use]" in result.stderr
+
+    def test_a_schema_that_is_behind_is_upgraded_first(self, run: Run) -> None:
+        result = run("db", "restored")
+        assert result.exit_code == 1
+        assert "[schema_behind]" in result.stderr

@@ -138,7 +138,7 @@ async def show_alert(call: Call[None, NoQuery]) -> Answer:
 async def list_deliveries(call: Call[None, Page]) -> Answer:
     store = call.services.fleets
     channel, message = await store.message(call.fleet.key, call.id())
-    epoch = parse_alert_payload(message.payload).epoch
+    epoch = channel.epoch  # a payload from before `db restored` names another
     return await page(
         call,
         lambda after, limit: store.deliveries(channel.id, epoch, message.offset, after=after, limit=limit),

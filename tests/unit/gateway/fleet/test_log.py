@@ -11,7 +11,7 @@ import pytest
 from device_sdk.wire.messages import Alert, decode_cbor, decode_json
 from device_sdk.wire.names import ChannelName, FleetName
 from gateway.errors import NotFoundError, StorageUnavailableError, UnavailableError
-from gateway.fleet.log import BLOCK_LEN, AlertLog, Block, LogItem
+from gateway.fleet.log import BLOCK_LEN, AlertLog, Block, LogItem, Signed
 from gateway.fleet.model import LogRange, StoredMessage
 from gateway.telemetry import Metrics
 
@@ -91,7 +91,7 @@ def log(store: Store) -> AlertLog:
 def made(store: Store, *, size_bytes_max: int = 1 << 20, reads_max: int = 4) -> AlertLog:
     return AlertLog(
         store,
-        resign=lambda _, message: (message.signature, message.kid, -19),
+        resign=lambda _, __, message: Signed(message.payload, message.signature, message.kid, -19),
         metrics=Metrics(),
         size_bytes_max=size_bytes_max,
         reads_max=reads_max,
