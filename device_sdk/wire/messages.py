@@ -37,6 +37,8 @@ from device_sdk.wire.limits import (
     INTEGER_MAX,
     ROOTS_MAX,
     SIGNED_SIZE_MAX,
+    TICKET_SIZE_MAX,
+    UPLINK_SIZE_MAX,
     VERSION_LEN_MAX,
     WINDOW_MAX,
 )
@@ -123,6 +125,19 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Uplink:
+    """Device → gateway: a message for the operator's backend; repeated until ``recorded``.
+
+    ``best_effort``: it is given to the backend once at most, and never repeated.
+    """
+
+    id: bytes
+    content_type: str
+    data: bytes
+    best_effort: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Welcome:
     """Gateway → device: the answer to ``hello``. ``server_time`` is a hint and never trusted."""
 
@@ -199,7 +214,7 @@ class StatementMessage:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """Gateway → device: the report is committed (or refused for good); stop repeating it."""
+    """Gateway → device: a report is committed, an uplink taken (or refused for good); repeat it no more."""
 
     id: bytes
     status: str
@@ -237,7 +252,14 @@ class Roots:
     roots: tuple[bytes, ...]
 
 
-FromDevice = Hello | Ack | Nack | Report
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Gateway → device: what to present when it comes back, in the place of what it had (PROTOCOL §5.4)."""
+
+    ticket: bytes
+
+
+FromDevice = Hello | Ack | Nack | Report | Uplink
 FromGateway = (
     Welcome
     | Alert
@@ -251,6 +273,7 @@ FromGateway = (
     | Goaway
     | Error
     | Roots
+    | Ticket
 )
 Message = FromDevice | FromGateway
 M = TypeVar("M")
@@ -346,6 +369,21 @@ _CODE = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 def _code(value: object) -> str:
     if type(value) is not str or not _CODE.match(value):
         raise MalformedError(f"not a code: 1..{CODE_LEN_MAX} of [a-z0-9_], a letter first")
+    return value
+
+
+_MEDIA_TYPE = re.compile(r"[!-~](?:[ -~]{0,126}[!-~])?\Z")  # it becomes a header of HTTP
+
+
+def _content_type(value: object) -> str:
+    if type(value) is not str or not _MEDIA_TYPE.match(value):
+        raise MalformedError("not a content type: 1..128 printable characters of ASCII")
+    return value
+
+
+def _bool(value: object) -> bool:
+    if type(value) is not bool:
+        raise MalformedError("not a boolean")
     return value
 
 
@@ -450,6 +488,7 @@ _UINT = Kind(_uint)
 _UINT32 = _bounded_uint(2**32 - 1)
 _ID = _bytes_kind(16, 16)
 _SIGNED = _bytes_kind(1, SIGNED_SIZE_MAX)
+_TICKET = _bytes_kind(1, TICKET_SIZE_MAX)
 _CHANNEL = Kind(parse_channel_name)
 _CODE_KIND = Kind(_code)
 _DETAIL = Kind(lambda value: _text(value, DETAIL_LEN_MAX))
@@ -501,7 +540,7 @@ SCHEMA: Final[Mapping[type[Any], tuple[int, str, tuple[Field, ...]]]] = {
             Field(7, "root_version", _UINT, True),
             Field(8, "attributes", Kind(_attributes, to_cbor=dict, to_json=dict), True),
             Field(9, "nonce", _bytes_kind(16, 32), True),
-            Field(10, "ticket", _bytes_kind(1, 2048), True),
+            Field(10, "ticket", _TICKET, True),
             Field(11, "fleet", Kind(parse_fleet_name), True),
             Field(12, "device", Kind(parse_device_id), True),
         ),
@@ -538,7 +577,16 @@ SCHEMA: Final[Mapping[type[Any], tuple[int, str, tuple[Field, ...]]]] = {
             Field(7, "detail", _DETAIL, True),
         ),
     ),
-    # 5 is uplink.
+    Uplink: (
+        5,
+        "uplink",
+        (
+            Field(1, "id", _ID),
+            Field(2, "content_type", Kind(_content_type)),
+            Field(3, "data", _bytes_kind(0, UPLINK_SIZE_MAX)),
+            Field(4, "best_effort", Kind(_bool), True),
+        ),
+    ),
     Welcome: (
         8,
         "welcome",
@@ -548,7 +596,7 @@ SCHEMA: Final[Mapping[type[Any], tuple[int, str, tuple[Field, ...]]]] = {
             Field(3, "heartbeat_s", _UINT),
             Field(4, "spread_s", _UINT),
             Field(5, "server_time", _UINT),
-            Field(6, "ticket", _bytes_kind(1, 2048), True),
+            Field(6, "ticket", _TICKET, True),
             Field(7, "statement", _SIGNED, True),
         ),
     ),
@@ -615,6 +663,7 @@ SCHEMA: Final[Mapping[type[Any], tuple[int, str, tuple[Field, ...]]]] = {
     Goaway: (17, "goaway", (Field(1, "code", _bounded_uint(4999)), Field(2, "retry_after_s", _UINT))),
     Error: (18, "error", (Field(1, "code", _CODE_KIND), Field(2, "ref", _REF, True))),
     Roots: (19, "roots", (Field(1, "roots", _ROOTS_KIND),)),
+    Ticket: (20, "ticket", (Field(1, "ticket", _TICKET),)),
 }
 _BY_NUMBER: Final = {number: cls for cls, (number, _, _) in SCHEMA.items()}
 _BY_NAME: Final = {name: cls for cls, (_, name, _) in SCHEMA.items()}
@@ -762,6 +811,19 @@ def _from_json_object(decoded: object) -> Message | None:
         elif not is_optional:
             raise MalformedError(f"{type_name}.{name} is missing")
     return _checked(cls(**values))
+
+
+def checked(message: M) -> M:
+    """Return ``message`` if it can be said: its fields are what the contract allows.
+
+    Raises:
+        MalformedError, LimitError: As ``decode_cbor``.
+    """
+    for _, name, kind, is_optional in SCHEMA[type(message)][2]:
+        value = getattr(message, name)
+        if not (is_optional and value == _DEFAULTS[type(message)][name]):
+            _parse(kind, value, name)
+    return message
 
 
 def _parse(kind: Kind, value: object, name: str) -> Any:

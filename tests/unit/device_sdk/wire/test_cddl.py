@@ -39,7 +39,13 @@ SAMPLES: dict[str, tuple[list[object], list[object]]] = {
     "close-code": ([0, 4999], [-1, 5000]),
     "id": ([_ID], [_ID[1:], _ID + b"x", "0" * 16]),
     "nonce": ([bytes(16), bytes(32)], [bytes(15), bytes(33)]),
-    "ticket": ([b"x", bytes(2048)], [b"", bytes(2049)]),
+    "ticket-data": ([b"x", bytes(limits.TICKET_SIZE_MAX)], [b"", bytes(limits.TICKET_SIZE_MAX + 1), "x"]),
+    "uplink-data": ([b"", bytes(limits.UPLINK_SIZE_MAX)], [bytes(limits.UPLINK_SIZE_MAX + 1), "x"]),
+    "content-type": (
+        ["a", "text/plain; charset=utf-8", "x" * 128],
+        ["", " a", "a ", "a\r\nb: c", "a\n", "é", "x" * 129, b"a"],
+    ),
+    "bool": ([True, False], [0, 1, "true", None]),
     "signed": _SIGNED,
     "envelope": ([b"x", bytes(limits.ENVELOPE_SIZE_MAX)], [b"", bytes(limits.ENVELOPE_SIZE_MAX + 1)]),
     "name": (["a", "~a", "A9._~:-", "x" * 128], ["", "x" * 129, "a b", "ä", "a\n", b"a", 1]),
@@ -151,6 +157,8 @@ def test_a_closed_set_has_the_same_members_and_room_for_more(rule: str) -> None:
     [
         ("signed = bytes .size (1..{})", limits.SIGNED_SIZE_MAX),
         ("envelope = bytes .size (1..{})", limits.ENVELOPE_SIZE_MAX),
+        ("ticket-data = bytes .size (1..{})", limits.TICKET_SIZE_MAX),
+        ("uplink-data = bytes .size (0..{})", limits.UPLINK_SIZE_MAX),
         ("window = 0..{}", limits.WINDOW_MAX),
         ("uint53 = 0..{}", limits.INTEGER_MAX),
         ("positions = {{0*{} name", limits.CHANNELS_MAX),
