@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from device_sdk.client import ClientLimits, ClientStatus, DeviceClient
     from device_sdk.clock import SystemClock
     from device_sdk.inbox import DeadLetter, Inbox, ReceivedAlert
+    from device_sdk.outbox import UplinksFullError
     from device_sdk.store import FileFlash, MemoryFlash, StateStore, StoreError
     from device_sdk.update import Installer, RebootRequiredError, SlotInstaller
     from device_sdk.wire.keys import PublicKey
@@ -32,6 +33,7 @@ __all__ = [
     "StateStore",
     "StoreError",
     "SystemClock",
+    "UplinksFullError",
 ]
 
 _MODULES = {
@@ -50,6 +52,7 @@ _MODULES = {
     "StateStore": "device_sdk.store",
     "StoreError": "device_sdk.store",
     "SystemClock": "device_sdk.clock",
+    "UplinksFullError": "device_sdk.outbox",
 }
 
 

@@ -35,6 +35,7 @@ from device_sdk.core import ContinuityError, CoreLimits, DeviceCore
 from device_sdk.inbox import Entry, Inbox, InboxLimits, ReceivedAlert
 from device_sdk.reconnect import Ending, Reconnect, ReconnectLimits, Wait
 from device_sdk.store import FileFlash, Flash, FlashError, StateStore, StoreError, StoreLimits
+from device_sdk.ticket import TicketKeeper
 from device_sdk.transport.download import HTTPFetch
 from device_sdk.transport.http import Encoding, Endpoint, open_session, parse_gateway_url
 from device_sdk.transport.link import Link, LinkClosedError, Transport
@@ -50,9 +51,9 @@ from device_sdk.update import (
     UpdateLimits,
 )
 from device_sdk.update.slots import SlotFiles
-from device_sdk.wire.errors import MalformedError
+from device_sdk.wire.errors import MalformedError, WireError
 from device_sdk.wire.keys import PublicKey
-from device_sdk.wire.messages import Attribute, Report, Welcome
+from device_sdk.wire.messages import Attribute, Report, Uplink, Welcome, checked
 from device_sdk.wire.names import parse_device_id, parse_fleet_name
 from device_sdk.wire.suit.target import class_identifier, vendor_identifier
 
@@ -337,6 +338,42 @@ class DeviceClient:
         self._renew.set()
         self._changed.set()
 
+    def uplink(
+        self,
+        data: bytes | str,
+        *,
+        content_type: str | None = None,
+        best_effort: bool = False,
+    ) -> bytes:
+        """Send ``data`` to the operator's backend; return the id by which that knows it again.
+
+        It is on stable storage when this returns, and sent until the backend took it or refused it for good:
+        at least once, in order. What waits is ``core.uplinks.waiting``.
+
+        Args:
+            content_type: text/plain for a str, application/octet-stream for bytes, unless it is said.
+            best_effort: It is sent once at most, if the device is connected soon, and kept in memory only.
+
+        Raises:
+            ValueError: ``data`` is over 64 KiB, or the content type cannot be one.
+            UplinksFullError: As much as the device keeps waits already.
+            StoreError: It could not be stored.
+        """
+        kind = "text/plain; charset=utf-8" if isinstance(data, str) else "application/octet-stream"
+        uplink = Uplink(
+            id=self._random.randbytes(16),
+            content_type=content_type or kind,
+            data=data.encode() if isinstance(data, str) else data,
+            best_effort=best_effort,
+        )
+        try:
+            checked(uplink)
+        except WireError as error:
+            raise ValueError(str(error)) from error
+        self._open_parts.core.uplink(uplink)
+        self._wake.set()
+        return uplink.id
+
     def retry_now(self) -> None:
         """End any wait: whoever configures the device knows that something changed."""
         self._changed.set()
@@ -356,11 +393,17 @@ class DeviceClient:
     async def _connect(self, parts: _Parts, name: str) -> _Ended:
         """Be connected once; return how it ended. Only a cancellation, or worse, comes through."""
         started: list[float] = []
+        token = ""
+
+        def on_ticket(ticket: bytes) -> None:
+            parts.tickets.keep(ticket, token)
 
         def on_welcome(welcome: Welcome) -> None:
             started.append(self._clock.monotonic())
             parts.choice.welcomed()
             parts.reconnect.welcomed(welcome.spread_s)
+            if welcome.ticket is not None:
+                on_ticket(welcome.ticket)
             self.status.is_connected = True
             self.status.transport = name
             self.status.connected_at = started[0]
@@ -379,6 +422,7 @@ class DeviceClient:
                     limits=self._limits.connection,
                     wake=self._wake,
                     on_welcome=on_welcome,
+                    on_ticket=on_ticket,
                     on_stored=self._on_stored,
                     asked_to_end=self._renew,
                     end_at=parts.choice.return_at,
@@ -400,7 +444,7 @@ class DeviceClient:
     @asynccontextmanager
     async def _link(self, parts: _Parts, name: str, token: str) -> AsyncIterator[Link]:
         transport = self._transport_factory(name, parts.session, self._endpoint, self._clock)
-        link = await transport.connect(parts.core.hello(), token)
+        link = await transport.connect(parts.core.hello(parts.tickets.for_token(token)), token)
         try:
             yield link
         finally:
@@ -420,6 +464,8 @@ class DeviceClient:
             http_status=cause.http_status if isinstance(cause, LinkClosedError) else None,
             retry_after_s=cause.retry_after_s if isinstance(cause, LinkClosedError) else None,
         )
+        if ending.is_refusal:
+            parts.tickets.drop()
         if isinstance(cause, LinkClosedError) and cause.blames_transport and not ending.was_welcomed:
             parts.choice.failed(self._clock.monotonic())
         try:
@@ -572,6 +618,7 @@ class DeviceClient:
             core=core,
             reconnect=Reconnect(store, self._random, limits.reconnect),
             choice=TransportChoice(self._names, limits.choice),
+            tickets=TicketKeeper(store),
         )
 
     def _on_stored(self) -> None:
@@ -592,6 +639,7 @@ class _Parts:
     core: DeviceCore
     reconnect: Reconnect
     choice: TransportChoice
+    tickets: TicketKeeper
 
 
 @dataclass(frozen=True, slots=True)

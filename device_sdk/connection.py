@@ -14,7 +14,7 @@ from device_sdk.core import ContinuityError, DeviceCore
 from device_sdk.store.errors import StoreError
 from device_sdk.transport.link import Link, LinkClosedError
 from device_sdk.update.ports import DeviceClock
-from device_sdk.wire.messages import FromGateway, Goaway, Update, Welcome
+from device_sdk.wire.messages import FromGateway, Goaway, Ticket, Update, Welcome
 
 T = TypeVar("T")
 
@@ -52,6 +52,7 @@ class Connection:
     Args:
         wake: Set whenever the core may have something to say.
         on_welcome: Called once, with the welcome, after it was applied.
+        on_ticket: Called with each ticket that is given in the place of the welcome's.
         on_stored: Called after each commit of what was received.
         asked_to_end: Set by who wants a new connection.
         end_at: Monotonic time at which to end in favour of another transport.
@@ -67,6 +68,7 @@ class Connection:
         limits: ConnectionLimits,
         wake: asyncio.Event,
         on_welcome: Callable[[Welcome], None],
+        on_ticket: Callable[[bytes], None],
         on_stored: Callable[[], None],
         asked_to_end: asyncio.Event,
         end_at: float | None,
@@ -78,6 +80,7 @@ class Connection:
         self._limits = limits
         self._wake = wake
         self._on_welcome = on_welcome
+        self._on_ticket = on_ticket
         self._on_stored = on_stored
         self._asked_to_end = asked_to_end
         self._end_at = end_at
@@ -141,6 +144,8 @@ class Connection:
         elif isinstance(message, Update):
             if await self._updates.receive_update(message):
                 self._core.deployment_received(message.deployment)
+        elif isinstance(message, Ticket):
+            self._on_ticket(message.ticket)
         else:
             assert not isinstance(message, Goaway), "ends the connection after its batch"
             self._core.receive(message, self._clock.monotonic())

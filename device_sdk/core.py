@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, assert_never
 
 from device_sdk.errors import UpdateError
 from device_sdk.inbox import Entry, Inbox, State, nack_key
-from device_sdk.outbox import NackOutbox, ReportRepeater
+from device_sdk.outbox import NackOutbox, Repeater, UplinkOutbox
 from device_sdk.wire.cose import Keys
 from device_sdk.wire.errors import WireError
-from device_sdk.wire.limits import CHANNELS_MAX, HELLO_SIZE_MAX, SIGNED_SIZE_MAX, WINDOW_MAX
+from device_sdk.wire.limits import CHANNELS_MAX, HELLO_SIZE_MAX, SIGNED_SIZE_MAX, UPLINK_SIZE_MAX, WINDOW_MAX
 from device_sdk.wire.messages import (
     PROTOCOL_VERSION,
     Ack,
@@ -43,7 +43,9 @@ from device_sdk.wire.messages import (
     Roots,
     StatementMessage,
     Subscriptions,
+    Ticket,
     Update,
+    Uplink,
     Welcome,
     encode_cbor,
 )
@@ -103,6 +105,9 @@ class CoreLimits:
             over and come again.
         outgoing_len_max: Nacks and, separately, reports in one ``outgoing``.
         report_wait_s, report_wait_max_s: Until a report that was not recorded is sent again: doubling.
+        uplinks_len_max, uplinks_size_max_bytes: Uplinks that wait; at the bound no more are taken.
+        uplinks_in_flight_max: Of them, those sent and not yet answered.
+        uplink_wait_s, uplink_wait_max_s: Until an uplink that was not recorded is sent again: doubling.
     """
 
     window: int = 32
@@ -114,11 +119,19 @@ class CoreLimits:
     outgoing_len_max: int = 32
     report_wait_s: float = 10.0
     report_wait_max_s: float = 300.0
+    uplinks_len_max: int = 256
+    uplinks_size_max_bytes: int = 1024 * 1024
+    uplinks_in_flight_max: int = 4
+    uplink_wait_s: float = 30.0
+    uplink_wait_max_s: float = 600.0
 
     def __post_init__(self) -> None:
         assert 1 <= self.window <= WINDOW_MAX, "the contract's bound"
         assert self.ack_len >= 1
         assert 0 < self.report_wait_s <= self.report_wait_max_s
+        assert 0 < self.uplink_wait_s <= self.uplink_wait_max_s
+        assert 1 <= self.uplinks_in_flight_max <= self.uplinks_len_max
+        assert self.uplinks_size_max_bytes >= UPLINK_SIZE_MAX, "the longest fits"
 
 
 @dataclass(slots=True)
@@ -198,19 +211,26 @@ class DeviceCore:
         self.attributes = dict(attributes or {})
         self._limits = limits or CoreLimits()
         self._nacks = NackOutbox(state)
-        self._reports = ReportRepeater(
-            wait_s=self._limits.report_wait_s, wait_max_s=self._limits.report_wait_max_s
+        self._reports = Repeater(wait_s=self._limits.report_wait_s, wait_max_s=self._limits.report_wait_max_s)
+        self.uplinks = UplinkOutbox(
+            state,
+            len_max=self._limits.uplinks_len_max,
+            size_max_bytes=self._limits.uplinks_size_max_bytes,
+            in_flight_max=self._limits.uplinks_in_flight_max,
+            wait_s=self._limits.uplink_wait_s,
+            wait_max_s=self._limits.uplink_wait_max_s,
         )
         self.welcome: Welcome | None = None
-        self.refusals = 0  # alerts, roots and statements that were not believed, since the start
+        # Alerts, roots and statements not believed, uplinks that were refused; since the start.
+        self.refusals = 0
         self._nonce: bytes | None = None
         self._load()
         self._forget_connection()
 
     # --- the beginning of a connection --------------------------------------------------------------------
 
-    def hello(self) -> Hello:
-        """Return what opens a connection, and forget the one before."""
+    def hello(self, ticket: bytes | None = None) -> Hello:
+        """Return what opens a connection, and forget the one before. The transport shows the ticket."""
         if self._staged:
             self._load()  # what was staged and never committed did not happen
         self._forget_connection()
@@ -235,14 +255,15 @@ class DeviceCore:
         )
         if len(encode_cbor(hello)) > HELLO_SIZE_MAX:
             raise ValueError("hello is over 16 KiB: report fewer or shorter attributes")
-        return hello
+        return replace(hello, ticket=ticket)
 
     # --- what the gateway says ----------------------------------------------------------------------------
 
     def receive(self, message: FromGateway, now: float) -> None:
         """Apply ``message``; call ``commit`` before anything is acknowledged.
 
-        ``update`` and ``goaway`` are the caller's: the one needs time, the other ends the connection.
+        ``update``, ``ticket`` and ``goaway`` are the caller's: the first needs time, the second is about the
+        connection, the third ends it.
 
         Raises:
             ContinuityError: End this connection and come back.
@@ -253,7 +274,7 @@ class DeviceCore:
             case Advance():
                 self._advance(message, now)
             case Recorded():
-                self._trust.recorded(message)
+                self._recorded(message)
             case Welcome():
                 self._welcome(message)
             case Lost():
@@ -271,7 +292,7 @@ class DeviceCore:
                 self._trust.cancel(message.deployment)
             case Error():
                 self._error(message)
-            case Update() | Goaway():
+            case Update() | Ticket() | Goaway():
                 raise AssertionError("the caller's")
             case _:
                 assert_never(message)
@@ -284,6 +305,14 @@ class DeviceCore:
     def nacked(self, nack: Nack) -> None:
         """A refusal that the inbox stored is to be sent."""
         self._nacks.add(nack)
+
+    def uplink(self, uplink: Uplink) -> None:
+        """Queue a message for the operator's backend, durably unless it is of best effort.
+
+        Raises:
+            UplinksFullError, StoreError: It is not queued.
+        """
+        self.uplinks.add(uplink)
 
     def commit(self) -> None:
         """Put everything received so far on stable storage, in one commit.
@@ -333,6 +362,7 @@ class DeviceCore:
         messages += [Ack(deployment=deployment) for deployment in self._deployments]
         self._deployments.clear()
         messages += self._reports.due(self._trust.pending_reports(), now, self._limits.outgoing_len_max)
+        messages += self.uplinks.due(now)  # last: over HTTP each waits for the operator's backend
         return messages
 
     def deadline(self) -> float | None:
@@ -342,7 +372,12 @@ class DeviceCore:
         if self._is_window_due(self._inbox.credit(self._limits.window)):
             return 0.0
         ack = None if not self._unacked else self._unacked_since + self._limits.ack_wait_s
-        times = (ack, self._nacks.next_due(), self._reports.next_due(self._trust.pending_reports()))
+        times = (
+            ack,
+            self._nacks.next_due(),
+            self._reports.next_due(self._trust.pending_reports()),
+            self.uplinks.next_due(),
+        )
         return min((time for time in times if time is not None), default=None)
 
     # --- alerts -------------------------------------------------------------------------------------------
@@ -490,6 +525,13 @@ class DeviceCore:
         for name, position in message.added.items():
             self._adopt(name, position)
 
+    def _recorded(self, message: Recorded) -> None:
+        if not self.uplinks.recorded(message.id):
+            self._trust.recorded(message)
+        elif message.status == "refused":
+            _log.warning("uplink %s is refused: %s", message.id.hex(), message.code)
+            self.refusals += 1
+
     def _error(self, message: Error) -> None:
         _log.warning("the gateway could not accept %s: %s", message.ref, message.code)
         if message.code != "bad_position" or message.ref is None:
@@ -575,6 +617,7 @@ class DeviceCore:
         self.welcome = None
         self._nacks.connected()
         self._reports.connected()
+        self.uplinks.connected()
 
     def _load(self) -> None:
         """Read positions and ids from stable storage."""

@@ -18,6 +18,7 @@ from device_sdk.wire.messages import (
     Message,
     decode_batch_cbor,
     decode_batch_json,
+    encode_base64url,
     encode_batch_cbor,
     encode_batch_json,
 )
@@ -25,6 +26,7 @@ from device_sdk.wire.messages import (
 Encoding = Literal["cbor", "json"]
 USER_AGENT: Final = "fleetcast-device-sdk/1"
 CONTENT_TYPES: Final[dict[Encoding, str]] = {"cbor": "application/cbor", "json": "application/json"}
+TICKET_HEADER: Final = "Fleetcast-Ticket"
 RETRY_AFTER_MAX_S: Final = 7 * 86_400.0
 _BODY_CHUNK_BYTES: Final = 64 * 1024
 
@@ -51,13 +53,16 @@ class Endpoint:
         """Return the URL of ``path``, which has no leading slash."""
         return self.url.with_path(f"{self.url.path.rstrip('/')}/{path}")
 
-    def headers(self, token: str) -> dict[str, str]:
+    def headers(self, token: str, ticket: bytes | None = None) -> dict[str, str]:
         """Return the headers that say who connects."""
-        return {
+        headers = {
             "Authorization": f"Bearer {token}",
             "Fleetcast-Fleet": self.fleet,
             "Fleetcast-Device": self.device_id,
         }
+        if ticket is not None:
+            headers[TICKET_HEADER] = encode_base64url(ticket)
+        return headers
 
 
 def parse_gateway_url(url: str) -> URL:

@@ -1,7 +1,8 @@
 """The gateway over plain requests, for devices that cannot hold a socket (PROTOCOL §4.4).
 
 A poll's ``If-None-Match`` carries the cursor of the last batch that is on stable storage, and so
-acknowledges its alerts; nacks, deployments, windows and reports have requests of their own.
+acknowledges its alerts; nacks, deployments, windows, reports and uplinks have requests of their own. The
+newest ticket is shown with each.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import aiohttp
 
 from device_sdk.transport.http import (
     CONTENT_TYPES,
+    TICKET_HEADER,
     Endpoint,
     decode_batch,
     encode_batch,
@@ -26,7 +28,17 @@ from device_sdk.transport.http import (
 from device_sdk.transport.link import LinkClosedError
 from device_sdk.update.ports import DeviceClock
 from device_sdk.wire.errors import WireError
-from device_sdk.wire.messages import Ack, FromDevice, FromGateway, Hello, Report, Welcome
+from device_sdk.wire.messages import (
+    Ack,
+    FromDevice,
+    FromGateway,
+    Hello,
+    Report,
+    Ticket,
+    Uplink,
+    Welcome,
+    encode_base64url,
+)
 
 WAIT_MAX_S: Final = 55
 PAUSE_S: Final = 1.0
@@ -57,7 +69,7 @@ class LongPollTransport:
         self._clock = clock
 
     async def connect(self, hello: Hello, token: str) -> LongPollLink:
-        link = LongPollLink(self._session, self._endpoint, token, self._clock)
+        link = LongPollLink(self._session, self._endpoint, token, self._clock, ticket=hello.ticket)
         await link.open(hello)
         return link
 
@@ -71,11 +83,13 @@ class LongPollLink:
         endpoint: Endpoint,
         token: str,
         clock: DeviceClock,
+        *,
+        ticket: bytes | None = None,
     ) -> None:
         self._session = session
         self._endpoint = endpoint
         self._headers = {
-            **endpoint.headers(token),
+            **endpoint.headers(token, ticket),
             "Content-Type": CONTENT_TYPES[endpoint.encoding],
             "Accept": CONTENT_TYPES[endpoint.encoding],
         }
@@ -90,8 +104,9 @@ class LongPollLink:
 
     async def open(self, hello: Hello) -> None:
         """Say hello; the answer is what ``receive`` returns first."""
+        said = dataclasses.replace(hello, ticket=None)
         status, _, body = await self._request(
-            "POST", "v1/device/hello", encode_batch([hello], self._endpoint.encoding), timeout_s=0
+            "POST", "v1/device/hello", encode_batch([said], self._endpoint.encoding), timeout_s=0
         )
         if status != 200:
             raise LinkClosedError("hello was not answered", http_status=status)
@@ -124,8 +139,11 @@ class LongPollLink:
 
     async def send(self, messages: Sequence[FromDevice]) -> None:
         reports = [message for message in messages if isinstance(message, Report)]
+        uplinks = [message for message in messages if isinstance(message, Uplink)]
         acks = [
-            ack for message in messages if not isinstance(message, Report) and (ack := self._spoken(message))
+            ack
+            for message in messages
+            if not isinstance(message, Report | Uplink) and (ack := self._spoken(message))
         ]
         encoding = self._endpoint.encoding
         if acks:
@@ -136,15 +154,8 @@ class LongPollLink:
                 raise LinkClosedError(
                     "acks were not taken", http_status=status, is_continuity=status == _CONFLICT
                 )
-        if reports:
-            status, _, body = await self._request(
-                "POST", "v1/device/reports", encode_batch(reports, encoding)
-            )
-            if status != 200:
-                raise LinkClosedError(
-                    "reports were not taken", http_status=status, is_continuity=status == _CONFLICT
-                )
-            self._arrive(self._decode(body))
+        await self._post("reports", reports)
+        await self._post("uplinks", uplinks)
 
     async def close(self) -> None:
         poll, self._poll = self._poll, None
@@ -152,6 +163,19 @@ class LongPollLink:
             poll.cancel()
             with contextlib.suppress(asyncio.CancelledError, LinkClosedError):
                 await poll
+
+    async def _post(self, what: str, messages: Sequence[Report] | Sequence[Uplink]) -> None:
+        """Post ``messages``, of which each is answered."""
+        if not messages:
+            return
+        status, _, body = await self._request(
+            "POST", f"v1/device/{what}", encode_batch(messages, self._endpoint.encoding)
+        )
+        if status != 200:
+            raise LinkClosedError(
+                f"{what} were not taken", http_status=status, is_continuity=status == _CONFLICT
+            )
+        self._arrive(self._decode(body))
 
     def _spoken(self, message: FromDevice) -> FromDevice | None:
         """Return what of an ack the next poll's cursor does not say; None: it says all."""
@@ -196,6 +220,9 @@ class LongPollLink:
             messages = decode_batch(body, self._endpoint.encoding)
         except WireError as error:
             raise LinkClosedError(f"not messages of the contract: {error.code}") from error
+        for message in messages:
+            if isinstance(message, Welcome | Ticket) and message.ticket is not None:
+                self._headers[TICKET_HEADER] = encode_base64url(message.ticket)
         return [message for message in messages if not isinstance(message, FromDevice)]
 
     async def _request(

@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, cast
 
 import aiohttp
@@ -53,7 +54,7 @@ class WebSocketTransport:
                 websocket = await self._session.ws_connect(
                     endpoint.path("v1/device/connect"),
                     protocols=(subprotocol,),
-                    headers=endpoint.headers(token),
+                    headers=endpoint.headers(token, hello.ticket),
                     autoping=False,  # a ping is a sign of life that the watch has to see
                     max_msg_size=FRAME_SIZE_MAX,
                     timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_TIMEOUT_S),
@@ -74,7 +75,7 @@ class WebSocketTransport:
             raise LinkClosedError("the other end speaks another protocol")
         link = WebSocketLink(websocket, is_json=is_json, io_timeout_s=endpoint.io_timeout_s)
         try:
-            await link.send([hello])
+            await link.send([replace(hello, ticket=None)])
         except BaseException:
             await link.close()
             raise

@@ -30,7 +30,9 @@ from device_sdk.wire.messages import (
     Recorded,
     Report,
     Roots,
+    Uplink,
     Welcome,
+    decode_base64url,
     decode_batch_cbor,
     decode_batch_json,
     decode_cbor,
@@ -75,7 +77,7 @@ class FakeGateway:
         tokens: Those that are accepted.
         seen: What the device said, in order.
         answers: Statuses, with headers, that the next requests to a path get instead of an answer.
-        records: Whether reports are answered.
+        records: Whether reports and uplinks are answered.
         channels: By name; ``publish`` makes them.
         artifacts: What ``/v1/device/artifacts/<name>`` serves.
         requests: (method, path, headers) of every request.
@@ -87,6 +89,7 @@ class FakeGateway:
         self.answers: dict[str, list[tuple[int, dict[str, str]]]] = {}
         self.records = True
         self.has_root = True
+        self.ticket: bytes | None = None  # what welcome gives
         self.heartbeat_s = 25
         self.spread_s = 0
         self.pings = True
@@ -104,6 +107,7 @@ class FakeGateway:
         app.router.add_get("/v1/device/messages", self._messages)
         app.router.add_post("/v1/device/acks", self._posted)
         app.router.add_post("/v1/device/reports", self._posted)
+        app.router.add_post("/v1/device/uplinks", self._posted)
         app.router.add_get("/v1/device/artifacts/{name}", self._artifact)
         self._server = TestServer(app)
         await self._server.start_server()
@@ -117,6 +121,15 @@ class FakeGateway:
     @property
     def url(self) -> str:
         return str(self._server.make_url("")).rstrip("/")
+
+    @property
+    def tickets_shown(self) -> list[bytes | None]:
+        """The ticket of each request that opened a connection."""
+        return [
+            decode_base64url(ticket) if (ticket := headers.get("Fleetcast-Ticket")) else None
+            for _, path, headers in self.requests
+            if path.endswith(("/connect", "/hello"))
+        ]
 
     def said(self, kind: type[Any]) -> list[Any]:
         return [message for message in self.seen if isinstance(message, kind)]
@@ -195,6 +208,7 @@ class FakeGateway:
                     heartbeat_s=self.heartbeat_s,
                     spread_s=self.spread_s,
                     server_time=world.NOW_MS,
+                    ticket=self.ticket,
                 )
                 is_new = self.has_root and message.root_version == 0
                 return [welcome, *([Roots((world.root(),))] if is_new else [])]
@@ -206,7 +220,7 @@ class FakeGateway:
                     channel.acked = max(channel.acked, position.offset)
                 if message.window is not None:
                     session.window = message.window
-            case Report() if self.records:
+            case Report() | Uplink() if self.records:
                 return [Recorded(message.id, "recorded")]
         return []
 
@@ -268,7 +282,8 @@ class FakeGateway:
             return web.json_response({"code": "hello_required"}, status=409)
         answers: list[Message] = []
         for message in await self._read(request):
-            assert isinstance(message, Report if request.path.endswith("reports") else Ack | Nack)
+            kinds = {"reports": Report, "uplinks": Uplink, "acks": Ack | Nack}
+            assert isinstance(message, kinds[request.path.rpartition("/")[2]])
             answers += self.heard(message, polled[-1])
         if request.path.endswith("acks"):
             return web.Response(status=204)

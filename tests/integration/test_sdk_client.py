@@ -27,7 +27,18 @@ from device_sdk.inbox import InboxLimits
 from device_sdk.reconnect import ReconnectLimits
 from device_sdk.store import PowerLossError
 from device_sdk.wire.close_codes import CloseCode
-from device_sdk.wire.messages import Ack, Cancel, Goaway, Hello, Nack, Position, Report, Update
+from device_sdk.wire.messages import (
+    Ack,
+    Cancel,
+    Goaway,
+    Hello,
+    Nack,
+    Position,
+    Report,
+    Ticket,
+    Update,
+    Uplink,
+)
 from device_sdk.wire.signed import Directive, sign_directive
 from tests.integration.sdk_gateway import EPOCH, FACTOR, FakeGateway, ScaledClock
 from tests.unit.device_sdk.update import world
@@ -524,3 +535,106 @@ class TestArguments:
     async def test_parts_are_there_only_inside_async_with(self, gateway):
         with pytest.raises(RuntimeError):
             _ = device(gateway).inbox
+
+
+class TestTickets:
+    @pytest.mark.parametrize(("transport", "encoding"), WAYS)
+    async def test_the_newest_is_shown_on_coming_back_and_after_a_power_cut(
+        self, gateway, transport, encoding
+    ):
+        flash = MemoryFlash()
+        gateway.ticket = b"first"
+        client = device(gateway, flash, transport=transport, encoding=encoding)
+        async with running(client):
+            await client.wait_connected()
+            gateway.send(Ticket(b"second"))
+            gateway.publish("ops", "after it")
+            await gateway.until(lambda: gateway.channels["ops"].acked == 1)
+            await gateway.close(CloseCode.SHUTDOWN)
+            await gateway.until(lambda: gateway.connections == 2)
+            await client.wait_connected()
+        assert gateway.tickets_shown[0] is None
+        assert gateway.tickets_shown[1] == b"second"
+        assert all(hello.ticket is None for hello in gateway.said(Hello))  # the request has shown it
+        again = device(gateway, MemoryFlash(flash.files), transport=transport, encoding=encoding)
+        async with running(again):
+            await again.wait_connected()
+        assert gateway.tickets_shown[2] == b"first"
+
+    @pytest.mark.parametrize("end", [CloseCode.CREDENTIAL_REVOKED, 401, 403])
+    async def test_a_refused_credential_drops_it(self, gateway, end):
+        gateway.ticket = b"ticket"
+        client = device(gateway, transport="websocket")
+        async with running(client):
+            await client.wait_connected()
+            gateway.ticket = None
+            if end < 1000:
+                gateway.answers["/v1/device/connect"] = [(int(end), {})]
+                await gateway.close(CloseCode.SHUTDOWN)
+                await gateway.until(lambda: len(gateway.tickets_shown) == 2)
+            else:
+                await gateway.close(end)
+            client.retry_now()
+            await gateway.until(lambda: gateway.connections == 2)
+        assert gateway.tickets_shown[-1] is None
+
+    async def test_a_busy_gateway_costs_no_ticket(self, gateway):
+        gateway.ticket = b"ticket"
+        client = device(gateway, transport="websocket")
+        async with running(client):
+            await client.wait_connected()
+            gateway.answers["/v1/device/connect"] = [(503, {"Retry-After": "7"})]
+            await gateway.close(CloseCode.SHUTDOWN)
+            await gateway.until(lambda: gateway.connections == 2)
+        assert gateway.tickets_shown == [None, b"ticket", b"ticket"]
+
+    async def test_another_token_is_not_shown_with_it(self, gateway):
+        gateway.ticket = b"ticket"
+        gateway.tokens.add("better")
+        client = device(gateway, transport="websocket")
+        async with running(client):
+            await client.wait_connected()
+            client.set_token("better")
+            await gateway.close(CloseCode.SHUTDOWN)
+            await gateway.until(lambda: gateway.connections == 2)
+        assert gateway.tickets_shown == [None, None]
+
+
+class TestUplinks:
+    @pytest.mark.parametrize(("transport", "encoding"), WAYS)
+    async def test_it_is_said_once_and_forgotten_when_it_is_recorded(self, gateway, transport, encoding):
+        flash = MemoryFlash()
+        client = device(gateway, flash, transport=transport, encoding=encoding)
+        async with running(client):
+            first = client.uplink(b"\x00\xff")
+            await client.wait_connected()
+            second = client.uplink("8.25 bar")
+            await gateway.until(lambda: len(gateway.said(Uplink)) == 2)
+            async with asyncio.timeout(20):
+                while client.core.uplinks.waiting:
+                    await asyncio.sleep(0)
+        assert gateway.said(Uplink) == [
+            Uplink(first, "application/octet-stream", b"\x00\xff"),
+            Uplink(second, "text/plain; charset=utf-8", b"8.25 bar"),
+        ]
+        again = device(gateway, MemoryFlash(flash.files), transport=transport)
+        async with again:
+            assert again.core.uplinks.waiting == []
+
+    async def test_one_that_nobody_answers_is_repeated_with_its_id(self, gateway):
+        gateway.records = False
+        client = device(gateway, transport="websocket")
+        async with running(client):
+            id_ = client.uplink(b"x")
+            await gateway.until(lambda: len(gateway.said(Uplink)) >= 2)
+            gateway.records = True
+            await gateway.until(lambda: len(gateway.said(Uplink)) >= 3)
+        assert {uplink.id for uplink in gateway.said(Uplink)} == {id_}
+
+    async def test_what_the_contract_does_not_carry_is_the_callers_mistake(self, gateway):
+        async with device(gateway) as client:
+            with pytest.raises(ValueError, match="content_type"):
+                client.uplink(b"", content_type="text/plain\r\nX: y")
+            with pytest.raises(ValueError, match="65537"):
+                client.uplink(bytes(65537))
+            assert client.core.uplinks.waiting == []

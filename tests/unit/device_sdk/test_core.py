@@ -27,6 +27,7 @@ from device_sdk.wire.messages import (
     Roots,
     StatementMessage,
     Subscriptions,
+    Uplink,
     Welcome,
 )
 from device_sdk.wire.signed import AlertPayload, alert_payload, assemble_alert, sign_alert
@@ -79,6 +80,7 @@ class FakeTrust:
         return self.reports
 
     def recorded(self, recorded: Recorded) -> None:
+        assert any(report.id == recorded.id for report in self.reports), "the core's own"
         self.reports = [report for report in self.reports if report.id != recorded.id]
 
 
@@ -601,3 +603,44 @@ class TestWhatElseTheGatewaySays:
 
         with pytest.raises(AssertionError):
             Device().core.receive(Goaway(4000, 1), 0.0)
+
+
+class TestUplinks:
+    def test_it_is_said_until_it_is_recorded_and_then_never_again(self):
+        device = Device()
+        device.connect()
+        uplink = Uplink(b"u" * 16, "text/plain", b"8.25 bar")
+        device.core.uplink(uplink)
+        assert device.core.deadline() == 0.0
+        assert device.core.outgoing(0.0) == [uplink]
+        assert device.core.outgoing(1.0) == []
+        again = device.crash()
+        again.connect()
+        assert again.core.outgoing(0.0) == [uplink]
+        again.receive(Recorded(uplink.id, "recorded"))
+        again.connect()
+        assert again.core.outgoing(0.0) == []
+
+    def test_one_that_is_refused_for_good_is_given_up_and_counted(self):
+        device = Device()
+        device.connect()
+        device.core.uplink(Uplink(b"u" * 16, "text/plain", b""))
+        device.core.outgoing(0.0)
+        device.receive(Recorded(b"u" * 16, "refused", "uplink_refused"))
+        assert (device.core.uplinks.waiting, device.core.refusals) == ([], 1)
+
+    def test_an_error_changes_nothing_and_it_comes_again_later(self):
+        device = Device()
+        device.connect()
+        uplink = Uplink(b"u" * 16, "text/plain", b"")
+        device.core.uplink(uplink)
+        device.core.outgoing(0.0)
+        device.receive(Error("uplink_unavailable", uplink.id.hex()))
+        assert device.core.outgoing(29.9) == []
+        assert device.core.outgoing(30.0) == [uplink]
+
+
+def test_the_hello_carries_the_ticket_that_the_transport_shows():
+    device = Device()
+    assert device.core.hello(b"ticket").ticket == b"ticket"
+    assert device.core.hello().ticket is None
