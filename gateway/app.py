@@ -46,12 +46,17 @@ from gateway.rollout import RolloutService, UpdateLimits, Updates
 from gateway.session.limits import SessionLimits
 from gateway.session.ports import Node
 from gateway.session.sessions import Sessions
+from gateway.storage.audit import SQLAuditLog
 from gateway.storage.engine import Database, DatabaseLimits, open_database
+from gateway.storage.explain import SQLExplanations
 from gateway.storage.fleet_store import SQLFleetStore
 from gateway.storage.hot import hot_handlers
+from gateway.storage.message_facts import SQLMessageFacts
 from gateway.storage.releases import SQLReleaseStore
+from gateway.storage.revocations import SQLRevocationStore
 from gateway.storage.rollouts import SQLRolloutStore
 from gateway.storage.schema import migrate, schema_state
+from gateway.storage.tokens import SQLTokenStore
 from gateway.storage.writer import BatchWriter
 from gateway.supervise import Notifier, inherited_sockets, keep_alive
 from gateway.telemetry import Metrics, configure_logs, logger
@@ -290,6 +295,8 @@ async def open_gateway(
             connections_max=config.device.connections_max,
             outbox_size_bytes_max=config.device.outbox_size_bytes_max,
         )
+        revocations = SQLRevocationStore(database)
+        await _recall_revoked(revocations, identity)
         releases = ReleaseService(SQLReleaseStore(database))
         transfers = ArtifactTransfers(
             images,
@@ -306,9 +313,17 @@ async def open_gateway(
             transfers=transfers,
             online_keys=keys,
             sessions=sessions,
+            credentials=identity,
+            tokens=SQLTokenStore(database),
+            revocations=revocations,
+            audit=SQLAuditLog(database),
+            facts=SQLMessageFacts(database),
+            explanations=SQLExplanations(database),
             clock=clock,
             limits=OperatorLimits(
-                body_size_bytes_max=config.server.body_size_bytes_max, ttl_max_s=config.alerts.ttl_max_s
+                body_size_bytes_max=config.server.body_size_bytes_max,
+                attempts_max=config.device.attempts_max,
+                ttl_max_s=config.alerts.ttl_max_s,
             ),
         )
         application = web.Application(
@@ -369,6 +384,16 @@ async def _drain(sites: Sequence[web.SockSite], admission: Admission, sessions: 
         await site.stop()
     sessions.close_all(CloseCode.SHUTDOWN)
     await asyncio.sleep(0)  # answers to polls that ended are on their way
+
+
+async def _recall_revoked(revocations: SQLRevocationStore, identity: Identity) -> None:
+    """Refuse again what operators took back before this start."""
+    last = 0
+    while found := await revocations.revocations(after=last, limit=1000):
+        for one in found:
+            if one.token_sha256 is not None:
+                identity.revoke(one.token_sha256)
+        last = found[-1].sequence
 
 
 async def _retention(config: Config, store: SQLFleetStore, log: AlertLog, clock: Clock) -> None:

@@ -24,6 +24,7 @@ from gateway.edge.byterange import NotModified, NotSatisfiable, Part, Preconditi
 from gateway.edge.incoming import read_some, too_slow
 from gateway.edge.problem import RequestError
 from gateway.errors import LimitExceededError, UnavailableError
+from gateway.fleet.acts import AuditEntry
 from gateway.release import Artifact, ArtifactStore
 from gateway.telemetry import Metrics, logger
 
@@ -43,7 +44,15 @@ _log = logger("artifacts")
 class ArtifactRows(Protocol):
     """Which fleet has which image."""
 
-    async def put_artifact(self, fleet_key: int, digest: bytes, size_bytes: int, *, now_ms: int) -> bool:
+    async def put_artifact(
+        self,
+        fleet_key: int,
+        digest: bytes,
+        size_bytes: int,
+        *,
+        now_ms: int,
+        audit: AuditEntry | None = None,
+    ) -> bool:
         """Record that the fleet has the image; return whether that is new."""
         ...
 
@@ -101,7 +110,9 @@ class ArtifactTransfers:
         self._uploads = _Slots("artifact_uploads_busy", self._limits.uploads_max, self._limits.retry_after_s)
         self._downloads = _Slots("artifacts_busy", self._limits.downloads_max, self._limits.retry_after_s)
 
-    async def receive(self, request: web.Request, fleet_key: int, digest: str) -> tuple[Artifact, bool]:
+    async def receive(
+        self, request: web.Request, fleet_key: int, digest: str, *, audit: AuditEntry | None = None
+    ) -> tuple[Artifact, bool]:
         """Store the request's body as the image ``digest`` of the fleet; return it, and whether it is new.
 
         Raises:
@@ -114,7 +125,11 @@ class ArtifactTransfers:
         with self._uploads.one():
             artifact = await self._write(request, digest)
         is_new = await self._rows.put_artifact(
-            fleet_key, bytes.fromhex(digest), artifact.size_bytes, now_ms=self._clock.now_ms()
+            fleet_key,
+            bytes.fromhex(digest),
+            artifact.size_bytes,
+            now_ms=self._clock.now_ms(),
+            audit=audit,
         )
         return artifact, is_new
 

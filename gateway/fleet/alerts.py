@@ -14,9 +14,10 @@ from device_sdk.wire.signed import AlertPayload, alert_payload, sign_alert
 from device_sdk.wire.signed.alert import parse_alert_payload
 from gateway.clock import Clock
 from gateway.errors import LimitExceededError, StorageUnavailableError
+from gateway.fleet.acts import Act, Replay
 from gateway.fleet.log import AlertLog, LogItem, Signed
 from gateway.fleet.model import Appended, Draft, Fleet, StoredMessage
-from gateway.fleet.store import Idempotency, Replay, Seal
+from gateway.fleet.store import Seal
 from gateway.hub import Channel as HubChannel
 from gateway.hub import Hub, device_channel
 from gateway.ids import uuid7
@@ -43,7 +44,8 @@ class AppendStore(Protocol):
         now_ms: int,
         kid: bytes,
         seal: Seal,
-        idempotency: Idempotency[Appended] | None = None,
+        requeues: int | None = None,
+        act: Act[Appended] | None = None,
     ) -> Appended | Replay: ...
 
 
@@ -128,7 +130,8 @@ class Alerts:
         ttl_s: int | None = None,
         key: str | None = None,
         original_id: bytes | None = None,
-        idempotency: Idempotency[Appended] | None = None,
+        requeues: int | None = None,
+        act: Act[Appended] | None = None,
     ) -> Appended | Replay:
         """Append one alert; return once it is committed. Devices that are connected are sent it at once.
 
@@ -136,7 +139,8 @@ class Alerts:
             ttl_s: Time to live; None: the configuration's default. A device that comes later is told
                 ``advance(expired)``.
             key: A newer alert of the channel with the same key supersedes it.
-            original_id: Of the alert that this one requeues.
+            original_id: Of the alert that this one repeats.
+            requeues: The dead letter that it sends again, once (``already_requeued``).
 
         Raises:
             LimitExceededError: Data or time to live over its bound.
@@ -161,7 +165,7 @@ class Alerts:
             original_id=original_id,
         )
         # A client that goes away must not part the commit from the delivery.
-        return await asyncio.shield(self._append(fleet, channel, [draft], now_ms, idempotency))
+        return await asyncio.shield(self._append(fleet, channel, [draft], now_ms, requeues, act))
 
     async def _append(
         self,
@@ -169,7 +173,8 @@ class Alerts:
         channel: ChannelName,
         drafts: Sequence[Draft],
         now_ms: int,
-        idempotency: Idempotency[Appended] | None,
+        requeues: int | None,
+        act: Act[Appended] | None,
     ) -> Appended | Replay:
         try:
             appended = await self._store.append(
@@ -179,7 +184,8 @@ class Alerts:
                 now_ms=now_ms,
                 kid=self._signer.kid,
                 seal=self._signer.seal,
-                idempotency=idempotency,
+                requeues=requeues,
+                act=act,
             )
         except StorageUnavailableError:
             # It may be committed, and whoever repeats the request is then answered without a new append.

@@ -162,6 +162,47 @@ class DeadLetter:
     requeued_as: bytes | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """One thing that is known of one alert and one device, or of one deployment.
+
+    Attributes:
+        fact: ``accepted``, ``sent``, ``received``, ``verified``, ``report``, ``outcome`` or ``dead_letter``.
+        attempt: Of ``sent``, from 1; of a ``dead_letter``, how many there were.
+        state: Of a ``report`` and of an ``outcome``.
+        code: Why, where it was a refusal or a failure.
+    """
+
+    fact: str
+    at: int
+    attempt: int | None = None
+    state: str | None = None
+    progress: int | None = None
+    code: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revocation:
+    """A credential that was taken back: one token, or all that a device has now.
+
+    Attributes:
+        sequence: Rises, in the order of commits: who has read up to one has missed none below it.
+        token_sha256: Of a device's bearer token; None: it is about ``device_id``.
+        operator: What the token of the operator was called.
+    """
+
+    sequence: int
+    fleet_key: int
+    fleet: FleetName
+    token_sha256: bytes | None
+    device_id: DeviceId | None
+    reason: str | None
+    at: int
+    token_id: bytes
+    operator: str
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """The facts of one alert for one device. Times in ms UTC; None: not (yet) known.

@@ -5,15 +5,18 @@ Every implementation promises, and ``tests/contract`` checks on SQLite and Postg
 * A write that returned is committed. A failure of the database is ``StorageUnavailableError``.
 * A read sees every write that returned before it began.
 * Lists are bounded by ``limit`` and ordered by what ``after`` names, exclusively.
+* What is given as ``act`` or ``audit`` is written down in the transaction of the change; an ``act`` that was
+  done before changes nothing and is answered with its ``Replay``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 from device_sdk.wire.names import ChannelName, DeviceId, FleetName
+from gateway.fleet.acts import Act, AuditEntry, Replay
+from gateway.fleet.filters import AlertFilter, DeadLetterFilter, DeviceFilter, DeviceOrder, DevicePlace
 from gateway.fleet.model import (
     Appended,
     Channel,
@@ -29,39 +32,18 @@ from gateway.fleet.model import (
 )
 from gateway.identity import ChannelKind, OperatorToken
 
-T = TypeVar("T")
 Seal = Callable[[FleetName, ChannelName, int, int, Draft], tuple[bytes, bytes]]
 """(fleet, channel, epoch, offset, draft) → (payload, signature)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Idempotency(Generic[T]):
-    """One POST that may be repeated: its row is written in the transaction of its effect.
-
-    ``respond`` makes the answer (status, JSON body) of the effect's result; it is stored and given back to
-    whoever repeats the request.
-    """
-
-    token_id: bytes
-    key: str
-    request_sha256: bytes
-    respond: Callable[[T], tuple[int, bytes]]
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """The answer that the same request was given before. Nothing was done this time."""
-
-    status: int
-    body: bytes
 
 
 class FleetStore(Protocol):
     """Fleets, channels, devices, subscriptions, the log, dead letters, operator tokens."""
 
     # fleets
-    async def create_fleet(self, name: FleetName, *, now_ms: int) -> Fleet:
-        """Raises ConflictError (``fleet_exists``)."""
+    async def create_fleet(
+        self, name: FleetName, *, now_ms: int, act: Act[Fleet] | None = None
+    ) -> Fleet | Replay:
+        """Raises ConflictError (``fleet_exists``, ``idempotency_key_reused``)."""
         ...
 
     async def fleet(self, name: FleetName) -> Fleet:
@@ -70,7 +52,9 @@ class FleetStore(Protocol):
 
     async def fleets(self, *, after: str = "", limit: int = 100) -> Sequence[Fleet]: ...
 
-    async def put_release_key(self, fleet_key: int, kid: bytes, public_pem: str, *, now_ms: int) -> bool:
+    async def put_release_key(
+        self, fleet_key: int, kid: bytes, public_pem: str, *, now_ms: int, audit: AuditEntry | None = None
+    ) -> bool:
         """Return whether it is new."""
         ...
 
@@ -78,12 +62,23 @@ class FleetStore(Protocol):
         """Return PEM by kid."""
         ...
 
-    async def delete_release_key(self, fleet_key: int, kid: bytes) -> None: ...
+    async def delete_release_key(
+        self, fleet_key: int, kid: bytes, *, audit: AuditEntry | None = None
+    ) -> None: ...
 
     async def root_document(self, fleet_key: int) -> tuple[int, bytes | None]: ...
 
-    async def put_root_document(self, fleet_key: int, version: int, document: bytes) -> None:
-        """Raises ConflictError (``root_version``) unless ``version`` is higher than the stored one."""
+    async def put_root_document(
+        self,
+        fleet_key: int,
+        version: int,
+        document: bytes,
+        *,
+        seen_version: int | None = None,
+        audit: AuditEntry | None = None,
+    ) -> None:
+        """Raises ConflictError: ``root_version`` unless ``version`` is higher than the stored one,
+        ``stale_version`` unless the stored one is ``seen_version``."""
         ...
 
     # channels
@@ -97,8 +92,9 @@ class FleetStore(Protocol):
         starts_at_earliest: bool = False,
         retention_age_s: int | None = None,
         retention_count: int | None = None,
-    ) -> Channel:
-        """Raises ConflictError (``channel_exists``)."""
+        act: Act[Channel] | None = None,
+    ) -> Channel | Replay:
+        """Raises ConflictError (``channel_exists``, ``idempotency_key_reused``)."""
         ...
 
     async def channel(self, fleet_key: int, name: ChannelName) -> Channel: ...
@@ -108,7 +104,13 @@ class FleetStore(Protocol):
         ...
 
     async def update_channel(
-        self, fleet_key: int, name: ChannelName, changes: Mapping[str, Any], *, version: int | None
+        self,
+        fleet_key: int,
+        name: ChannelName,
+        changes: Mapping[str, Any],
+        *,
+        version: int | None,
+        audit: AuditEntry | None = None,
     ) -> Channel:
         """``changes``: retention_age_s, retention_count, starts_at_earliest.
 
@@ -116,28 +118,69 @@ class FleetStore(Protocol):
         """
         ...
 
-    async def delete_channel(self, fleet_key: int, name: ChannelName) -> Channel:
-        """Subscriptions and messages go with it. ConflictError (``channel_in_use``): a rollout names it."""
+    async def delete_channel(
+        self,
+        fleet_key: int,
+        name: ChannelName,
+        *,
+        version: int | None = None,
+        audit: AuditEntry | None = None,
+    ) -> Channel:
+        """Subscriptions and messages go with it.
+
+        Raises ConflictError: ``channel_in_use``, a rollout names it; ``stale_version``.
+        """
         ...
 
     # devices
     async def create_device(
-        self, fleet_key: int, device_id: DeviceId, *, tags: Sequence[str] = (), now_ms: int
-    ) -> Device:
-        """Raises ConflictError (``device_exists``)."""
+        self,
+        fleet_key: int,
+        device_id: DeviceId,
+        *,
+        tags: Sequence[str] = (),
+        now_ms: int,
+        act: Act[Device] | None = None,
+    ) -> Device | Replay:
+        """Raises ConflictError (``device_exists``, ``idempotency_key_reused``)."""
         ...
 
     async def device(self, fleet_key: int, device_id: DeviceId) -> Device: ...
 
-    async def devices(self, fleet_key: int, *, after: str = "", limit: int = 100) -> Sequence[Device]: ...
-
-    async def update_device(
-        self, fleet_key: int, device_id: DeviceId, changes: Mapping[str, Any], *, version: int | None
-    ) -> Device:
-        """``changes``: tags, is_enabled."""
+    async def devices(
+        self,
+        fleet_key: int,
+        *,
+        filter: DeviceFilter | None = None,
+        order: DeviceOrder | None = None,
+        after: DevicePlace | None = None,
+        limit: int = 100,
+    ) -> Sequence[Device]:
+        """By device id, unless ``order`` says otherwise; ``after`` is of the order's kind."""
         ...
 
-    async def delete_device(self, fleet_key: int, device_id: DeviceId) -> Device: ...
+    async def update_device(
+        self,
+        fleet_key: int,
+        device_id: DeviceId,
+        changes: Mapping[str, Any],
+        *,
+        version: int | None,
+        audit: AuditEntry | None = None,
+    ) -> Device:
+        """``changes``: tags, is_enabled. Raises ConflictError (``stale_version``)."""
+        ...
+
+    async def delete_device(
+        self,
+        fleet_key: int,
+        device_id: DeviceId,
+        *,
+        version: int | None = None,
+        audit: AuditEntry | None = None,
+    ) -> Device:
+        """Raises ConflictError (``stale_version``)."""
+        ...
 
     # subscriptions
     async def subscriptions(self, device_key: int) -> Sequence[Subscription]: ...
@@ -152,11 +195,13 @@ class FleetStore(Protocol):
         """By device key."""
         ...
 
-    async def subscribe(self, device_key: int, channel_id: int, *, now_ms: int) -> Subscription:
+    async def subscribe(
+        self, device_key: int, channel_id: int, *, now_ms: int, audit: AuditEntry | None = None
+    ) -> Subscription:
         """By the operator; one the origin made stays the origin's too."""
         ...
 
-    async def unsubscribe(self, device_key: int, channel_id: int) -> bool:
+    async def unsubscribe(self, device_key: int, channel_id: int, *, audit: AuditEntry | None = None) -> bool:
         """Return whether it ended: the origin may still want it."""
         ...
 
@@ -170,11 +215,16 @@ class FleetStore(Protocol):
         now_ms: int,
         kid: bytes,
         seal: Seal,
-        idempotency: Idempotency[Appended] | None = None,
+        requeues: int | None = None,
+        act: Act[Appended] | None = None,
     ) -> Appended | Replay:
         """Append in one transaction: head, rows, superseding by key, idempotency (PROTOCOL §1.1, §1.2).
 
-        Raises NotFoundError, ConflictError (``wrong_kind``, ``idempotency_key_reused``).
+        Args:
+            requeues: The dead letter that the one message sends again; it is marked in the same transaction.
+
+        Raises NotFoundError, ConflictError (``wrong_kind``, ``idempotency_key_reused``,
+        ``already_requeued``).
         """
         ...
 
@@ -184,8 +234,16 @@ class FleetStore(Protocol):
 
     async def message(self, fleet_key: int, message_id: bytes) -> tuple[Channel, StoredMessage]: ...
 
-    async def messages(self, channel_id: int, *, before: int | None, limit: int) -> Sequence[StoredMessage]:
-        """Newest first."""
+    async def messages(
+        self,
+        channel_id: int,
+        *,
+        filter: AlertFilter | None = None,
+        is_oldest_first: bool = False,
+        beyond: int | None,
+        limit: int,
+    ) -> Sequence[StoredMessage]:
+        """Newest first, unless it is said; from the offset ``beyond``, exclusively."""
         ...
 
     async def deliveries(
@@ -214,12 +272,20 @@ class FleetStore(Protocol):
 
     # dead letters
     async def dead_letters(
-        self, fleet_key: int, *, device_key: int | None = None, after: int = 0, limit: int = 100
-    ) -> Sequence[DeadLetter]: ...
+        self,
+        fleet_key: int,
+        *,
+        filter: DeadLetterFilter | None = None,
+        is_newest_first: bool = False,
+        beyond: int | None = None,
+        limit: int = 100,
+    ) -> Sequence[DeadLetter]:
+        """Oldest first, unless it is said; from the id ``beyond``, exclusively."""
+        ...
 
-    async def dead_letter(self, fleet_key: int, id: int) -> DeadLetter: ...
-
-    async def mark_requeued(self, id: int, message_id: bytes) -> None: ...
+    async def dead_letter(self, fleet_key: int, id: int) -> DeadLetter:
+        """Raises NotFoundError."""
+        ...
 
     # operators
     async def create_operator_token(self, token: OperatorToken) -> None: ...

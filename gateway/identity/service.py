@@ -10,9 +10,11 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import Final, NoReturn, Protocol
 
+from device_sdk.wire.names import DeviceId, FleetName
 from gateway.clock import Clock
 from gateway.errors import (
     CredentialRefusedError,
+    CredentialRevokedError,
     OriginUnavailableError,
     WrongIdentityError,
 )
@@ -25,6 +27,8 @@ from gateway.identity.verdict import Verdict
 from gateway.telemetry import Metrics, SparseLog, logger
 
 _log = logger("identity")
+
+REVOKED_MAX: Final = 100_000  # tokens kept as revoked
 
 _RETRY_AFTER_S: Final = 5.0  # where the node itself is busy; the origin's own failures bring their wait
 
@@ -111,6 +115,7 @@ class Identity:
         self._waiting = 0
         self._sparse = SparseLog(_log)
         self._was_suspect = False
+        self._revoked: dict[bytes, None] = {}  # tokens by hash; the oldest first
         self._metrics.refusal_alarm.set_function(lambda: float(self.is_origin_suspect))
 
     async def admit(
@@ -133,10 +138,14 @@ class Identity:
         Raises:
             CredentialRefusedError: A definite no.
             CredentialExpiredError: The credential's own time is over.
+            CredentialRevokedError: An operator took it back.
             WrongIdentityError: The verdict names another fleet or device than the claim.
             OriginUnavailableError: Unknown; ``retry_after_s`` says when to come back. Also while the origin
                 is suspect (``origin_suspect``), in the place of refusals (PROTOCOL §4.8).
         """
+        # Not counted by the guard: it is no word of the origin's.
+        if self._revoked and credential.sha256 in self._revoked:
+            raise CredentialRevokedError("an operator took the token back")
         key = self._judge.key(credential)
         outcome = await self._outcome(key, credential, fresh=fresh)
         if isinstance(outcome, OriginUnavailableError):
@@ -165,6 +174,17 @@ class Identity:
         self._accepted.drop(key)
         self._refused.drop(key)
         self._guard.forget(key)
+
+    def revoke(self, token_sha256: bytes) -> None:
+        """Refuse the token from now on, whatever the origin says. Of ``REVOKED_MAX`` the oldest goes."""
+        self._revoked.pop(token_sha256, None)
+        self._revoked[token_sha256] = None
+        if len(self._revoked) > REVOKED_MAX:
+            del self._revoked[next(iter(self._revoked))]
+
+    def forget_device(self, fleet: FleetName, device_id: DeviceId) -> None:
+        """Drop what is known of the device's credentials: the origin is asked anew for each."""
+        self._accepted.drop_where(lambda verdict: (verdict.fleet, verdict.device_id) == (fleet, device_id))
 
     @property
     def is_origin_suspect(self) -> bool:

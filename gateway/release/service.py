@@ -17,8 +17,8 @@ from device_sdk.wire.names import ChannelName, FleetName
 from device_sdk.wire.signed import verify_root
 from device_sdk.wire.suit.manifest import Manifest
 from gateway.errors import ConflictError, PeerError
+from gateway.fleet.acts import Act, AuditEntry, Replay
 from gateway.fleet.model import Fleet
-from gateway.fleet.store import Idempotency, Replay
 from gateway.ids import uuid7
 from gateway.release.accept import accept_release
 
@@ -89,7 +89,7 @@ class ReleaseStore(Protocol):
     async def trust(self, fleet_key: int) -> Trust: ...
 
     async def add_release(
-        self, row: ReleaseRow, *, idempotency: Idempotency[ReleaseRow] | None = None
+        self, row: ReleaseRow, *, act: Act[ReleaseRow] | None = None
     ) -> ReleaseRow | Replay:
         """Return ``row``, or the fleet's earlier one of the same manifest, unchanged.
 
@@ -106,12 +106,18 @@ class ReleaseStore(Protocol):
         ...
 
     async def releases(
-        self, fleet_key: int, *, after: bytes | None = None, limit: int = 100
+        self,
+        fleet_key: int,
+        *,
+        component: str | None = None,
+        is_newest_first: bool = False,
+        after: bytes | None = None,
+        limit: int = 100,
     ) -> Sequence[ReleaseRow]:
-        """By id, oldest first, without their envelopes."""
+        """By id, oldest first unless it is said, without their envelopes."""
         ...
 
-    async def add_artifact(self, row: ArtifactRow) -> bool:
+    async def add_artifact(self, row: ArtifactRow, *, audit: AuditEntry | None = None) -> bool:
         """Return whether the fleet did not have it yet."""
         ...
 
@@ -133,7 +139,7 @@ class ReleaseService:
         *,
         name: str | None = None,
         now_ms: int,
-        idempotency: Idempotency[ReleaseRow] | None = None,
+        act: Act[ReleaseRow] | None = None,
     ) -> ReleaseRow | Replay:
         """Keep the release in ``envelope`` once the fleet's release keys vouch for it.
 
@@ -173,7 +179,7 @@ class ReleaseService:
             envelope=envelope,
             created_at=now_ms,
         )
-        return await self._store.add_release(row, idempotency=idempotency)
+        return await self._store.add_release(row, act=act)
 
     async def release(self, fleet_key: int, release_id: bytes) -> ReleaseRow:
         """Return a release with its envelope. Raises NotFoundError."""
@@ -184,14 +190,31 @@ class ReleaseService:
         return await self._store.release_by_digest(fleet_key, manifest_digest)
 
     async def releases(
-        self, fleet_key: int, *, after: bytes | None = None, limit: int = 100
+        self,
+        fleet_key: int,
+        *,
+        component: str | None = None,
+        is_newest_first: bool = False,
+        after: bytes | None = None,
+        limit: int = 100,
     ) -> Sequence[ReleaseRow]:
-        """Return releases by id, oldest first, without their envelopes."""
-        return await self._store.releases(fleet_key, after=after, limit=limit)
+        """Return releases by id, oldest first unless it is said, without their envelopes."""
+        return await self._store.releases(
+            fleet_key, component=component, is_newest_first=is_newest_first, after=after, limit=limit
+        )
 
-    async def put_artifact(self, fleet_key: int, digest: bytes, size_bytes: int, *, now_ms: int) -> bool:
+    async def put_artifact(
+        self,
+        fleet_key: int,
+        digest: bytes,
+        size_bytes: int,
+        *,
+        now_ms: int,
+        audit: AuditEntry | None = None,
+    ) -> bool:
         """Let the fleet's devices fetch an image of the artifact store; return whether that is new."""
-        return await self._store.add_artifact(ArtifactRow(fleet_key, digest, size_bytes, now_ms))
+        row = ArtifactRow(fleet_key, digest, size_bytes, now_ms)
+        return await self._store.add_artifact(row, audit=audit)
 
     async def artifact(self, fleet_key: int, digest: bytes) -> ArtifactRow:
         """Return the fleet's image ``digest``.

@@ -7,7 +7,16 @@ what sessions use; ``store`` is the port to the database. Releases themselves ar
 
 from gateway.rollout.deployment import Deployment, Event, State
 from gateway.rollout.limits import OFFER_LEN_MAX, UpdateLimits
-from gateway.rollout.model import DeploymentRow, NewRollout, Offer, Push, Pushes, ReportOutcome
+from gateway.rollout.model import (
+    Changed,
+    DeploymentRow,
+    NewRollout,
+    Offer,
+    Push,
+    Pushes,
+    ReportOutcome,
+    RolloutFilter,
+)
 from gateway.rollout.rollout import Action, Rollout, RolloutState
 from gateway.rollout.selector import Selector, SelectorError, Subject, parse_selector, predicate
 from gateway.rollout.service import RolloutListener, RolloutService
@@ -17,6 +26,7 @@ from gateway.rollout.updates import Updates
 __all__ = [
     "OFFER_LEN_MAX",
     "Action",
+    "Changed",
     "Deployment",
     "DeploymentRow",
     "Event",
@@ -26,6 +36,7 @@ __all__ = [
     "Pushes",
     "ReportOutcome",
     "Rollout",
+    "RolloutFilter",
     "RolloutListener",
     "RolloutService",
     "RolloutState",

@@ -7,7 +7,7 @@ device, was rejected by it or is paused, an older release is not offered in its 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -72,7 +72,7 @@ def creation(
     candidates: Iterable[Candidate],
     *,
     active: Active | None,
-    past: dict[bytes, Past],
+    past: Mapping[bytes, Past],
     installed: Installed | None,
     committed_sequence: int | None,
 ) -> Creation | None:
@@ -99,14 +99,15 @@ def creation(
     before = past.get(desired.rollout_id)
     if before is None:
         return Creation(desired, 1, active)
-    if not _may_come_again(before):
+    if not may_come_again(before):
         return None  # once for each device, whatever the outcome
     if installed is not None and installed.sequence > desired.sequence:
         return None
     return Creation(desired, before.attempt + 1, active)
 
 
-def _may_come_again(before: Past) -> bool:
+def may_come_again(before: Past) -> bool:
+    """Whether a rollout notifies a device a second time after its deployment ended like this."""
     if before.state is State.SUPERSEDED:
         return True
     return before.state is State.REJECTED and before.code in _UNTIMELY and before.attempt < UNTIMELY_MAX

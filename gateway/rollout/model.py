@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from device_sdk.wire.names import ChannelName, DeviceId, FleetName
 from gateway.rollout.deployment import State
-from gateway.rollout.rollout import Rollout
+from gateway.rollout.rollout import Rollout, RolloutState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +21,15 @@ class NewRollout:
     name: str | None
     priority: int
     shift: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutFilter:
+    """Which rollouts of a fleet; None: whatever it is."""
+
+    state: RolloutState | None = None
+    channel: str | None = None
+    release_id: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,17 @@ session that misses it finds its deployment at its next hello.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
 from device_sdk.wire.names import ChannelName, DeviceId
 from gateway.errors import PeerError, StorageUnavailableError
+from gateway.fleet.acts import Act, Replay
 from gateway.fleet.model import Fleet
-from gateway.fleet.store import Idempotency, Replay
 from gateway.ids import random_uint32, uuid7
-from gateway.rollout.model import Changed, DeploymentRow, NewRollout
+from gateway.rollout.deployment import State
+from gateway.rollout.model import Changed, DeploymentRow, NewRollout, RolloutFilter
 from gateway.rollout.rollout import Action, Rollout
 from gateway.rollout.selector import parse_selector
 from gateway.rollout.store import RolloutStore
@@ -64,7 +65,7 @@ class RolloutService:
         name: str | None = None,
         priority: int = 0,
         now_ms: int,
-        idempotency: Idempotency[Rollout] | None = None,
+        act: Act[Rollout] | None = None,
     ) -> Rollout | Replay:
         """Start a rollout of a release to ``percent`` of the channel's devices that ``selector`` matches.
 
@@ -96,14 +97,21 @@ class RolloutService:
             priority=priority,
             shift=random_uint32(),
         )
-        started = await self._store.create_rollout(fleet.key, new, now_ms=now_ms, idempotency=idempotency)
+        started = await self._store.create_rollout(fleet.key, new, now_ms=now_ms, act=act)
         if isinstance(started, Rollout):
             await self._changed(started)
         return started
 
     async def change(
-        self, fleet: Fleet, rollout_id: bytes, *, percent: int, version: int | None = None, now_ms: int
-    ) -> Rollout:
+        self,
+        fleet: Fleet,
+        rollout_id: bytes,
+        *,
+        percent: int,
+        version: int | None = None,
+        now_ms: int,
+        act: Act[Changed] | None = None,
+    ) -> Rollout | Replay:
         """Widen a rollout. The boundary never moves back.
 
         Raises:
@@ -114,43 +122,59 @@ class RolloutService:
         """
         _check_percent(percent)
         return await self._act(
-            fleet, rollout_id, Action.WIDEN, percent=percent, version=version, now_ms=now_ms
+            fleet, rollout_id, Action.WIDEN, percent=percent, version=version, now_ms=now_ms, act=act
         )
 
-    async def pause(self, fleet: Fleet, rollout_id: bytes, *, now_ms: int) -> Rollout:
+    async def pause(
+        self, fleet: Fleet, rollout_id: bytes, *, now_ms: int, act: Act[Changed] | None = None
+    ) -> Rollout | Replay:
         """Notify nobody, and send nothing again, until it is resumed.
 
         Raises:
             NotFoundError: No such rollout.
             ConflictError: (``rollout_state``) It is over.
         """
-        return await self._act(fleet, rollout_id, Action.PAUSE, now_ms=now_ms)
+        return await self._act(fleet, rollout_id, Action.PAUSE, now_ms=now_ms, act=act)
 
-    async def resume(self, fleet: Fleet, rollout_id: bytes, *, now_ms: int) -> Rollout:
+    async def resume(
+        self, fleet: Fleet, rollout_id: bytes, *, now_ms: int, act: Act[Changed] | None = None
+    ) -> Rollout | Replay:
         """Go on. Raises as ``pause``."""
-        return await self._act(fleet, rollout_id, Action.RESUME, now_ms=now_ms)
+        return await self._act(fleet, rollout_id, Action.RESUME, now_ms=now_ms, act=act)
 
-    async def finish(self, fleet: Fleet, rollout_id: bytes, *, now_ms: int) -> Rollout:
+    async def finish(
+        self, fleet: Fleet, rollout_id: bytes, *, now_ms: int, act: Act[Changed] | None = None
+    ) -> Rollout | Replay:
         """Admit no more devices; deployments under way go on to their end. Raises as ``pause``."""
-        return await self._act(fleet, rollout_id, Action.FINISH, now_ms=now_ms)
+        return await self._act(fleet, rollout_id, Action.FINISH, now_ms=now_ms, act=act)
 
-    async def abort(self, fleet: Fleet, rollout_id: bytes, *, now_ms: int) -> Rollout:
+    async def abort(
+        self, fleet: Fleet, rollout_id: bytes, *, now_ms: int, act: Act[Changed] | None = None
+    ) -> Rollout | Replay:
         """End it, and cancel its deployments as far as they can be. Nothing is notified after this returns.
 
         Raises:
             NotFoundError: No such rollout.
         """
-        return await self._act(fleet, rollout_id, Action.ABORT, now_ms=now_ms)
+        return await self._act(fleet, rollout_id, Action.ABORT, now_ms=now_ms, act=act)
 
     async def rollout(self, fleet: Fleet, rollout_id: bytes) -> Rollout:
         """Return a rollout with its counts. Raises NotFoundError."""
         return await self._store.rollout(fleet.key, rollout_id)
 
     async def rollouts(
-        self, fleet: Fleet, *, after: bytes | None = None, limit: int = 100
+        self,
+        fleet: Fleet,
+        *,
+        filter: RolloutFilter | None = None,
+        is_newest_first: bool = False,
+        after: bytes | None = None,
+        limit: int = 100,
     ) -> Sequence[Rollout]:
-        """Return rollouts by id, oldest first, without their ``target_count``."""
-        return await self._store.rollouts(fleet.key, after=after, limit=limit)
+        """Return rollouts by id, oldest first unless it is said, without their ``target_count``."""
+        return await self._store.rollouts(
+            fleet.key, filter=filter, is_newest_first=is_newest_first, after=after, limit=limit
+        )
 
     async def deployments(
         self,
@@ -158,16 +182,27 @@ class RolloutService:
         *,
         rollout_id: bytes | None = None,
         device_id: DeviceId | None = None,
+        states: Collection[State] = (),
+        is_newest_first: bool = False,
         after: bytes | None = None,
         limit: int = 100,
     ) -> Sequence[DeploymentRow]:
-        """Return deployments of a rollout, of a device, or of both, by id, oldest first.
+        """Return deployments of a rollout, of a device, or of both, by id, oldest first unless it is said.
+
+        Args:
+            states: In any of these; none: in whatever state.
 
         Raises:
             NotFoundError: No such rollout, or no such device.
         """
         return await self._store.deployments(
-            fleet.key, rollout_id=rollout_id, device_id=device_id, after=after, limit=limit
+            fleet.key,
+            rollout_id=rollout_id,
+            device_id=device_id,
+            states=states,
+            is_newest_first=is_newest_first,
+            after=after,
+            limit=limit,
         )
 
     async def deployment(self, fleet: Fleet, deployment_id: bytes) -> DeploymentRow:
@@ -192,10 +227,13 @@ class RolloutService:
         percent: int | None = None,
         version: int | None = None,
         now_ms: int,
-    ) -> Rollout:
-        changed: Changed = await self._store.change_rollout(
-            fleet.key, rollout_id, action, percent=percent, version=version, now_ms=now_ms
+        act: Act[Changed] | None,
+    ) -> Rollout | Replay:
+        changed = await self._store.change_rollout(
+            fleet.key, rollout_id, action, percent=percent, version=version, now_ms=now_ms, act=act
         )
+        if isinstance(changed, Replay):
+            return changed
         self._metrics.deployments["cancelled"].inc(changed.cancelled_count)
         rollout = changed.rollout
         if action is Action.ABORT:

@@ -8,17 +8,20 @@ Every implementation promises, and ``tests/contract`` checks on SQLite and Postg
   inside its boundary and matched by its selector: none is created after an abort returned (PROTOCOL §6.4).
 * A device has at most one active deployment for each component.
 * A boundary never moves back.
-* Lists are bounded by ``limit`` and ordered by id, after ``after`` exclusively.
+* Lists are bounded by ``limit`` and ordered by id, after ``after`` exclusively; or the other way round.
+* What is given as ``act`` is written down in the transaction of the change; one that was done before changes
+  nothing and is answered with its ``Replay``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-from gateway.fleet.store import Idempotency, Replay
+from gateway.fleet.acts import Act, Replay
+from gateway.rollout.deployment import State
 from gateway.rollout.limits import UpdateLimits
-from gateway.rollout.model import Changed, DeploymentRow, NewRollout, Pushes
+from gateway.rollout.model import Changed, DeploymentRow, NewRollout, Pushes, RolloutFilter
 from gateway.rollout.rollout import Action, Rollout
 
 
@@ -31,7 +34,7 @@ class RolloutStore(Protocol):
         new: NewRollout,
         *,
         now_ms: int,
-        idempotency: Idempotency[Rollout] | None = None,
+        act: Act[Rollout] | None = None,
     ) -> Rollout | Replay:
         """Raises NotFoundError (release or channel), ConflictError (``wrong_kind``, ``artifact_missing``,
         ``idempotency_key_reused``)."""
@@ -46,10 +49,12 @@ class RolloutStore(Protocol):
         percent: int | None = None,
         version: int | None = None,
         now_ms: int,
-    ) -> Changed:
+        act: Act[Changed] | None = None,
+    ) -> Changed | Replay:
         """``percent`` with ``widen`` only; ``version``: the one the operator saw.
 
-        Raises NotFoundError, ConflictError (``rollout_state``, ``boundary_moves_up``, ``stale_version``).
+        Raises NotFoundError, ConflictError (``rollout_state``, ``boundary_moves_up``, ``stale_version``,
+        ``idempotency_key_reused``).
         """
         ...
 
@@ -65,7 +70,13 @@ class RolloutStore(Protocol):
         ...
 
     async def rollouts(
-        self, fleet_key: int, *, after: bytes | None = None, limit: int = 100
+        self,
+        fleet_key: int,
+        *,
+        filter: RolloutFilter | None = None,
+        is_newest_first: bool = False,
+        after: bytes | None = None,
+        limit: int = 100,
     ) -> Sequence[Rollout]: ...
 
     async def rollout_counts(self) -> Mapping[str, int]:
@@ -78,10 +89,12 @@ class RolloutStore(Protocol):
         *,
         rollout_id: bytes | None = None,
         device_id: str | None = None,
+        states: Collection[State] = (),
+        is_newest_first: bool = False,
         after: bytes | None = None,
         limit: int = 100,
     ) -> Sequence[DeploymentRow]:
-        """Of one rollout, of one device, or of both."""
+        """Of one rollout, of one device, or of both; in any of ``states``, if some are given."""
         ...
 
     async def deployment(self, fleet_key: int, deployment_id: bytes) -> DeploymentRow:

@@ -86,10 +86,12 @@ def update_channel(
     return channel_of(row)
 
 
-def delete_channel(connection: Connection, fleet_key: int, name: ChannelName) -> Channel:
+def delete_channel(connection: Connection, fleet_key: int, name: ChannelName, version: int | None) -> Channel:
     found = connection.execute(select(channel).where(_named(fleet_key, name)).with_for_update()).one_or_none()
     if found is None:
         raise NotFoundError(f"no channel {name}")
+    if version not in (None, found.version):
+        raise ConflictError(f"the channel is at version {found.version}", code="stale_version")
     if connection.scalar(select(rollout.c.id).where(rollout.c.channel_id == found.id).limit(1)) is not None:
         raise ConflictError("a rollout names the channel", code="channel_in_use")
     connection.execute(delete(channel).where(channel.c.id == found.id))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import ColumnElement, Connection, Row, select, update
 
 from device_sdk.wire.names import ChannelName, DeviceId
-from gateway.errors import NotFoundError
+from gateway.errors import ConflictError, NotFoundError
+from gateway.fleet.filters import DeadLetterFilter
 from gateway.fleet.model import DeadLetter
+from gateway.storage.pages import by_id
 from gateway.storage.tables import channel, dead_letter, device
 
 _QUERY = (
@@ -19,14 +21,18 @@ _QUERY = (
 )
 
 
-def dead_letters_after(
-    connection: Connection, fleet_key: int, device_key: int | None, after: int, limit: int
+def dead_letters_beyond(
+    connection: Connection,
+    fleet_key: int,
+    filter: DeadLetterFilter,
+    is_newest_first: bool,
+    beyond: int | None,
+    limit: int,
 ) -> Sequence[DeadLetter]:
-    """Oldest first."""
-    query = _QUERY.where(device.c.fleet_id == fleet_key, dead_letter.c.id > after)
-    if device_key is not None:
-        query = query.where(dead_letter.c.device_key == device_key)
-    return [_dead_letter(row) for row in connection.execute(query.order_by(dead_letter.c.id).limit(limit))]
+    """In the order in which they were given up, or the other way round."""
+    query = _QUERY.where(device.c.fleet_id == fleet_key, *_conditions(filter))
+    query = by_id(query, dead_letter.c.id, is_newest_first, beyond)
+    return [_dead_letter(row) for row in connection.execute(query.limit(limit))]
 
 
 def dead_letter_by_id(connection: Connection, fleet_key: int, id: int) -> DeadLetter:
@@ -38,11 +44,34 @@ def dead_letter_by_id(connection: Connection, fleet_key: int, id: int) -> DeadLe
 
 
 def mark_requeued(connection: Connection, id: int, message_id: bytes) -> None:
+    """Say by which alert it is sent again. Raises ConflictError (``already_requeued``), NotFoundError."""
     marked = connection.execute(
-        update(dead_letter).where(dead_letter.c.id == id).values(requeued_as=message_id)
+        update(dead_letter)
+        .where(dead_letter.c.id == id, dead_letter.c.requeued_as.is_(None))
+        .values(requeued_as=message_id)
     )
-    if not marked.rowcount:
+    if marked.rowcount:
+        return
+    if connection.scalar(select(dead_letter.c.id).where(dead_letter.c.id == id)) is None:
         raise NotFoundError("no such dead letter")
+    raise ConflictError("it was requeued before; requeued_as is the alert", code="already_requeued")
+
+
+def _conditions(filter: DeadLetterFilter) -> list[ColumnElement[bool]]:
+    wanted: list[ColumnElement[bool]] = []
+    if filter.device_id is not None:
+        wanted.append(device.c.device_id == filter.device_id)
+    if filter.channel is not None:
+        wanted.append(channel.c.name == filter.channel)
+    if filter.reason is not None:
+        wanted.append(dead_letter.c.reason == filter.reason)
+    if filter.is_requeued is not None:
+        wanted.append(dead_letter.c.requeued_as.is_not(None) == filter.is_requeued)
+    if filter.since is not None:
+        wanted.append(dead_letter.c.at >= filter.since)
+    if filter.before is not None:
+        wanted.append(dead_letter.c.at < filter.before)
+    return wanted
 
 
 def _dead_letter(row: Row[Any]) -> DeadLetter:

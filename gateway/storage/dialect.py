@@ -11,13 +11,14 @@ Python's interpreter lock for each row, which beside a busy event loop costs up 
 from __future__ import annotations
 
 import enum
+import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
 import asyncpg
-from sqlalchemy import Boolean, ColumnElement, Connection, Float, String, Table, Text, exc
+from sqlalchemy import Boolean, ColumnElement, Connection, Float, String, Table, Text, exc, literal
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -173,6 +174,12 @@ def pass_turnstile(connection: Connection, *, is_closing: bool) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock{kind}(7163514288102)")
 
 
+def take_turn(connection: Connection) -> None:
+    """Let one transaction at a time add to the feed of revocations, so that its numbers commit in order."""
+    if _is_postgresql(connection):
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7163514288103)")
+
+
 def other_sessions(connection: Connection) -> int:
     """Return how many other connections gateways have to this database; SQLite does not know."""
     if not _is_postgresql(connection):
@@ -213,6 +220,32 @@ def _parts(rows: Sequence[Sequence[object]], size: int) -> Iterator[Sequence[Seq
 
 def _is_postgresql(connection: Connection) -> bool:
     return connection.dialect.name == "postgresql"
+
+
+class _among(FunctionElement[bool]):
+    """``_among(column, keys)``: whether it is in the JSON list of integers ``keys``."""
+
+    type = Boolean()
+    inherit_cache = True
+
+
+def is_among(column: ColumnElement[int], keys: Collection[int]) -> ColumnElement[bool]:
+    """Return whether ``column`` is one of ``keys``: one argument, and one statement, for any number."""
+    return _among(column, literal(json.dumps(sorted(keys)), Text()))
+
+
+@compiles(_among, "sqlite")
+def _sqlite_among(element: Any, compiler: Any, **kw: Any) -> str:
+    column, keys = _arguments(element, compiler, **kw)
+    return f"({column} IN (SELECT value FROM json_each({keys})))"
+
+
+@compiles(_among, "postgresql")
+def _postgresql_among(element: Any, compiler: Any, **kw: Any) -> str:
+    column, keys = _arguments(element, compiler, **kw)
+    # Not a subquery, so that one plan fits a list of any length.
+    list_ = f"translate(CAST({keys} AS text), '[] ', '{{}}')"
+    return f"({column} = ANY (CAST({list_} AS bigint[])))"
 
 
 class json_kind(FunctionElement[str]):

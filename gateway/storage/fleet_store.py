@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection
 
 from device_sdk.wire.names import ChannelName, DeviceId, FleetName
 from gateway.errors import StorageUnavailableError
+from gateway.fleet.acts import AUDIT_AGE_MS, Act, AuditEntry, Replay
+from gateway.fleet.filters import AlertFilter, DeadLetterFilter, DeviceFilter, DeviceOrder, DevicePlace
 from gateway.fleet.model import (
     Appended,
     Channel,
@@ -20,7 +24,7 @@ from gateway.fleet.model import (
     StoredMessage,
     Subscription,
 )
-from gateway.fleet.store import Idempotency, Replay, Seal
+from gateway.fleet.store import Seal
 from gateway.identity import ChannelKind, OperatorToken
 from gateway.storage import (
     channels,
@@ -34,8 +38,11 @@ from gateway.storage import (
     subscriptions,
     tokens,
 )
+from gateway.storage.audit import audited, forget_changes, performed
 from gateway.storage.engine import CommitUnknownError, Database
-from gateway.storage.idempotency import IDEMPOTENCY_AGE_MS, forget_answers, with_idempotency
+from gateway.storage.idempotency import IDEMPOTENCY_AGE_MS, forget_answers
+
+T = TypeVar("T")
 
 LIST_LEN_MAX: Final = 1000  # items a list returns, whatever ``limit`` says
 _FACT_WINDOWS_MAX: Final = 20  # transactions that one ``prune`` spends on facts, of which there are most
@@ -51,8 +58,10 @@ class SQLFleetStore:
 
     # --- fleets ---------------------------------------------------------------------------------------------
 
-    async def create_fleet(self, name: FleetName, *, now_ms: int) -> Fleet:
-        return await self._database.write(lambda conn: fleets.create_fleet(conn, name, now_ms))
+    async def create_fleet(
+        self, name: FleetName, *, now_ms: int, act: Act[Fleet] | None = None
+    ) -> Fleet | Replay:
+        return await self._performed(act, now_ms, lambda conn: fleets.create_fleet(conn, name, now_ms))
 
     async def fleet(self, name: FleetName) -> Fleet:
         return await self._database.read(lambda conn: fleets.fleet_by_name(conn, name))
@@ -60,22 +69,37 @@ class SQLFleetStore:
     async def fleets(self, *, after: str = "", limit: int = 100) -> Sequence[Fleet]:
         return await self._database.read(lambda conn: fleets.fleets_after(conn, after, _bounded(limit)))
 
-    async def put_release_key(self, fleet_key: int, kid: bytes, public_pem: str, *, now_ms: int) -> bool:
-        return await self._database.write(
-            lambda conn: fleets.put_release_key(conn, fleet_key, kid, public_pem, now_ms)
+    async def put_release_key(
+        self, fleet_key: int, kid: bytes, public_pem: str, *, now_ms: int, audit: AuditEntry | None = None
+    ) -> bool:
+        return await self._audited(
+            audit, lambda conn: fleets.put_release_key(conn, fleet_key, kid, public_pem, now_ms)
         )
 
     async def release_keys(self, fleet_key: int) -> Mapping[bytes, str]:
         return await self._database.read(lambda conn: fleets.release_keys(conn, fleet_key))
 
-    async def delete_release_key(self, fleet_key: int, kid: bytes) -> None:
-        await self._database.write(lambda conn: fleets.delete_release_key(conn, fleet_key, kid))
+    async def delete_release_key(
+        self, fleet_key: int, kid: bytes, *, audit: AuditEntry | None = None
+    ) -> None:
+        await self._audited(audit, lambda conn: fleets.delete_release_key(conn, fleet_key, kid))
 
     async def root_document(self, fleet_key: int) -> tuple[int, bytes | None]:
         return await self._database.read(lambda conn: fleets.root_document(conn, fleet_key))
 
-    async def put_root_document(self, fleet_key: int, version: int, document: bytes) -> None:
-        await self._database.write(lambda conn: fleets.put_root_document(conn, fleet_key, version, document))
+    async def put_root_document(
+        self,
+        fleet_key: int,
+        version: int,
+        document: bytes,
+        *,
+        seen_version: int | None = None,
+        audit: AuditEntry | None = None,
+    ) -> None:
+        await self._audited(
+            audit,
+            lambda conn: fleets.put_root_document(conn, fleet_key, version, document, seen_version),
+        )
 
     # --- channels -------------------------------------------------------------------------------------------
 
@@ -89,8 +113,11 @@ class SQLFleetStore:
         starts_at_earliest: bool = False,
         retention_age_s: int | None = None,
         retention_count: int | None = None,
-    ) -> Channel:
-        return await self._database.write(
+        act: Act[Channel] | None = None,
+    ) -> Channel | Replay:
+        return await self._performed(
+            act,
+            now_ms,
             lambda conn: channels.create_channel(
                 conn,
                 fleet_key,
@@ -100,7 +127,7 @@ class SQLFleetStore:
                 starts_at_earliest=starts_at_earliest,
                 retention_age_s=retention_age_s,
                 retention_count=retention_count,
-            )
+            ),
         )
 
     async def channel(self, fleet_key: int, name: ChannelName) -> Channel:
@@ -112,41 +139,87 @@ class SQLFleetStore:
         )
 
     async def update_channel(
-        self, fleet_key: int, name: ChannelName, changes: Mapping[str, Any], *, version: int | None
+        self,
+        fleet_key: int,
+        name: ChannelName,
+        changes: Mapping[str, Any],
+        *,
+        version: int | None,
+        audit: AuditEntry | None = None,
     ) -> Channel:
-        return await self._database.write(
-            lambda conn: channels.update_channel(conn, fleet_key, name, changes, version)
+        return await self._audited(
+            audit, lambda conn: channels.update_channel(conn, fleet_key, name, changes, version)
         )
 
-    async def delete_channel(self, fleet_key: int, name: ChannelName) -> Channel:
-        return await self._database.write(lambda conn: channels.delete_channel(conn, fleet_key, name))
+    async def delete_channel(
+        self,
+        fleet_key: int,
+        name: ChannelName,
+        *,
+        version: int | None = None,
+        audit: AuditEntry | None = None,
+    ) -> Channel:
+        return await self._audited(
+            audit, lambda conn: channels.delete_channel(conn, fleet_key, name, version)
+        )
 
     # --- devices --------------------------------------------------------------------------------------------
 
     async def create_device(
-        self, fleet_key: int, device_id: DeviceId, *, tags: Sequence[str] = (), now_ms: int
-    ) -> Device:
-        return await self._database.write(
-            lambda conn: devices.create_device(conn, fleet_key, device_id, tags, now_ms)
+        self,
+        fleet_key: int,
+        device_id: DeviceId,
+        *,
+        tags: Sequence[str] = (),
+        now_ms: int,
+        act: Act[Device] | None = None,
+    ) -> Device | Replay:
+        return await self._performed(
+            act, now_ms, lambda conn: devices.create_device(conn, fleet_key, device_id, tags, now_ms)
         )
 
     async def device(self, fleet_key: int, device_id: DeviceId) -> Device:
         return await self._database.read(lambda conn: devices.device_by_id(conn, fleet_key, device_id))
 
-    async def devices(self, fleet_key: int, *, after: str = "", limit: int = 100) -> Sequence[Device]:
+    async def devices(
+        self,
+        fleet_key: int,
+        *,
+        filter: DeviceFilter | None = None,
+        order: DeviceOrder | None = None,
+        after: DevicePlace | None = None,
+        limit: int = 100,
+    ) -> Sequence[Device]:
         return await self._database.read(
-            lambda conn: devices.devices_after(conn, fleet_key, after, _bounded(limit))
+            lambda conn: devices.devices_after(
+                conn, fleet_key, filter or DeviceFilter(), order or DeviceOrder(), after, _bounded(limit)
+            )
         )
 
     async def update_device(
-        self, fleet_key: int, device_id: DeviceId, changes: Mapping[str, Any], *, version: int | None
+        self,
+        fleet_key: int,
+        device_id: DeviceId,
+        changes: Mapping[str, Any],
+        *,
+        version: int | None,
+        audit: AuditEntry | None = None,
     ) -> Device:
-        return await self._database.write(
-            lambda conn: devices.update_device(conn, fleet_key, device_id, changes, version)
+        return await self._audited(
+            audit, lambda conn: devices.update_device(conn, fleet_key, device_id, changes, version)
         )
 
-    async def delete_device(self, fleet_key: int, device_id: DeviceId) -> Device:
-        return await self._database.write(lambda conn: devices.delete_device(conn, fleet_key, device_id))
+    async def delete_device(
+        self,
+        fleet_key: int,
+        device_id: DeviceId,
+        *,
+        version: int | None = None,
+        audit: AuditEntry | None = None,
+    ) -> Device:
+        return await self._audited(
+            audit, lambda conn: devices.delete_device(conn, fleet_key, device_id, version)
+        )
 
     # --- subscriptions --------------------------------------------------------------------------------------
 
@@ -163,14 +236,16 @@ class SQLFleetStore:
             lambda conn: subscriptions.subscribers_after(conn, channel_id, after, _bounded(limit))
         )
 
-    async def subscribe(self, device_key: int, channel_id: int, *, now_ms: int) -> Subscription:
-        return await self._database.write(
-            lambda conn: subscriptions.subscribe(conn, device_key, channel_id, now_ms)
+    async def subscribe(
+        self, device_key: int, channel_id: int, *, now_ms: int, audit: AuditEntry | None = None
+    ) -> Subscription:
+        return await self._audited(
+            audit, lambda conn: subscriptions.subscribe(conn, device_key, channel_id, now_ms)
         )
 
-    async def unsubscribe(self, device_key: int, channel_id: int) -> bool:
-        return await self._database.write(
-            lambda conn: subscriptions.unsubscribe(conn, device_key, channel_id)
+    async def unsubscribe(self, device_key: int, channel_id: int, *, audit: AuditEntry | None = None) -> bool:
+        return await self._audited(
+            audit, lambda conn: subscriptions.unsubscribe(conn, device_key, channel_id)
         )
 
     # --- the log --------------------------------------------------------------------------------------------
@@ -184,19 +259,16 @@ class SQLFleetStore:
         now_ms: int,
         kid: bytes,
         seal: Seal,
-        idempotency: Idempotency[Appended] | None = None,
+        requeues: int | None = None,
+        act: Act[Appended] | None = None,
     ) -> Appended | Replay:
+        def append(conn: Connection) -> Appended:
+            if requeues is not None:
+                dead_letters.mark_requeued(conn, requeues, drafts[0].id)
+            return log.append(conn, fleet_key, channel, drafts, now_ms=now_ms, kid=kid, seal=seal)
+
         try:
-            return await self._database.write(
-                lambda conn: with_idempotency(
-                    conn,
-                    idempotency,
-                    now_ms,
-                    lambda conn: log.append(
-                        conn, fleet_key, channel, drafts, now_ms=now_ms, kid=kid, seal=seal
-                    ),
-                )
-            )
+            return await self._performed(act, now_ms, append)
         except CommitUnknownError as error:
             # Looked up by id, never repeated: a repetition could be appended twice (PROTOCOL §1.2).
             ids = [draft.id for draft in drafts]
@@ -211,9 +283,19 @@ class SQLFleetStore:
     async def message(self, fleet_key: int, message_id: bytes) -> tuple[Channel, StoredMessage]:
         return await self._database.read(lambda conn: log.message_by_id(conn, fleet_key, message_id))
 
-    async def messages(self, channel_id: int, *, before: int | None, limit: int) -> Sequence[StoredMessage]:
+    async def messages(
+        self,
+        channel_id: int,
+        *,
+        filter: AlertFilter | None = None,
+        is_oldest_first: bool = False,
+        beyond: int | None,
+        limit: int,
+    ) -> Sequence[StoredMessage]:
         return await self._database.read(
-            lambda conn: log.messages_before(conn, channel_id, before, _bounded(limit))
+            lambda conn: log.messages_beyond(
+                conn, channel_id, filter or AlertFilter(), is_oldest_first, beyond, _bounded(limit)
+            )
         )
 
     async def deliveries(
@@ -249,6 +331,9 @@ class SQLFleetStore:
         await self._database.write(
             lambda conn: forget_answers(conn, before=now_ms - IDEMPOTENCY_AGE_MS, limit=rows_max)
         )
+        await self._database.write(
+            lambda conn: forget_changes(conn, before=now_ms - AUDIT_AGE_MS, limit=rows_max)
+        )
         return [(one.channel_id, one.floor) for one in raised]
 
     async def close_intervals(self, *, now_ms: int) -> int:
@@ -264,17 +349,22 @@ class SQLFleetStore:
     # --- dead letters ---------------------------------------------------------------------------------------
 
     async def dead_letters(
-        self, fleet_key: int, *, device_key: int | None = None, after: int = 0, limit: int = 100
+        self,
+        fleet_key: int,
+        *,
+        filter: DeadLetterFilter | None = None,
+        is_newest_first: bool = False,
+        beyond: int | None = None,
+        limit: int = 100,
     ) -> Sequence[DeadLetter]:
         return await self._database.read(
-            lambda conn: dead_letters.dead_letters_after(conn, fleet_key, device_key, after, _bounded(limit))
+            lambda conn: dead_letters.dead_letters_beyond(
+                conn, fleet_key, filter or DeadLetterFilter(), is_newest_first, beyond, _bounded(limit)
+            )
         )
 
     async def dead_letter(self, fleet_key: int, id: int) -> DeadLetter:
         return await self._database.read(lambda conn: dead_letters.dead_letter_by_id(conn, fleet_key, id))
-
-    async def mark_requeued(self, id: int, message_id: bytes) -> None:
-        await self._database.write(lambda conn: dead_letters.mark_requeued(conn, id, message_id))
 
     # --- operators ------------------------------------------------------------------------------------------
 
@@ -283,6 +373,14 @@ class SQLFleetStore:
 
     async def operator_token(self, sha256: bytes) -> OperatorToken | None:
         return await self._database.read(lambda conn: tokens.operator_token_by_hash(conn, sha256))
+
+    # --- both ways of changing ------------------------------------------------------------------------------
+
+    async def _performed(self, act: Act[T] | None, now_ms: int, do: Callable[[Connection], T]) -> T | Replay:
+        return await self._database.write(lambda conn: performed(conn, act, now_ms, do))
+
+    async def _audited(self, entry: AuditEntry | None, do: Callable[[Connection], T]) -> T:
+        return await self._database.write(lambda conn: audited(conn, entry, do))
 
 
 def _bounded(limit: int) -> int:

@@ -71,14 +71,19 @@ def root_document(connection: Connection, fleet_key: int) -> tuple[int, bytes | 
     return row.root_version, row.root_document
 
 
-def put_root_document(connection: Connection, fleet_key: int, version: int, document: bytes) -> None:
+def put_root_document(
+    connection: Connection, fleet_key: int, version: int, document: bytes, seen_version: int | None
+) -> None:
+    wanted = [fleet.c.id == fleet_key, fleet.c.root_version < version]
+    if seen_version is not None:
+        wanted.append(fleet.c.root_version == seen_version)
     raised = connection.execute(
-        update(fleet)
-        .where(fleet.c.id == fleet_key, fleet.c.root_version < version)
-        .values(root_version=version, root_document=document)
+        update(fleet).where(*wanted).values(root_version=version, root_document=document)
     )
     if not raised.rowcount:
         stored, _ = root_document(connection, fleet_key)
+        if seen_version not in (None, stored):
+            raise ConflictError(f"the root document is at version {stored}", code="stale_version")
         raise ConflictError(f"version {version} is not above {stored}", code="root_version")
 
 

@@ -1,37 +1,24 @@
 """Requests that may be repeated: their answer is stored in the transaction of their effect (PROTOCOL §1.2).
 
 ``claim`` first, ``remember`` last. Two equal requests at the same time: the second waits in ``claim`` until
-the first has committed, and finds its answer; if the first failed, it takes its place. ``with_idempotency``
-is the two around a command that is a function of its own.
+the first has committed, and finds its answer; if the first failed, it takes its place. ``audit.performed`` is
+the two around a command.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final, TypeVar
 
 from sqlalchemy import Connection, delete, select, tuple_, update
 
 from gateway.errors import ConflictError
-from gateway.fleet.store import Idempotency, Replay
+from gateway.fleet.acts import Idempotency, Replay
 from gateway.storage.dialect import insert
 from gateway.storage.tables import idempotency
 
 T = TypeVar("T")
 
 IDEMPOTENCY_AGE_MS: Final = 24 * 3600 * 1000  # how long an answer is kept
-
-
-def with_idempotency(
-    conn: Connection, request: Idempotency[T] | None, now_ms: int, do: Callable[[Connection], T]
-) -> T | Replay:
-    """Return ``do``'s result, or the answer that the same request was given before. Raises as ``claim``."""
-    replay = claim(conn, request, now_ms=now_ms)
-    if replay is not None:
-        return replay
-    result = do(conn)
-    remember(conn, request, result)
-    return result
 
 
 def claim(conn: Connection, request: Idempotency[T] | None, *, now_ms: int) -> Replay | None:

@@ -10,9 +10,11 @@ from sqlalchemy.exc import IntegrityError
 
 from device_sdk.wire.names import ChannelName, FleetName
 from gateway.errors import ConflictError, NotFoundError
+from gateway.fleet.filters import AlertFilter
 from gateway.fleet.model import Appended, Channel, Draft, LogRange, StoredMessage
 from gateway.fleet.store import Seal
 from gateway.storage.channels import channel_of
+from gateway.storage.pages import by_id
 from gateway.storage.tables import channel, fleet, message
 
 RANGE_LEN_MAX: Final = 300
@@ -129,18 +131,27 @@ def message_by_id(connection: Connection, fleet_key: int, message_id: bytes) -> 
     return channel_of(at), message_of(found)
 
 
-def messages_before(
-    connection: Connection, channel_id: int, before: int | None, limit: int
+def messages_beyond(
+    connection: Connection,
+    channel_id: int,
+    filter: AlertFilter,
+    is_oldest_first: bool,
+    beyond: int | None,
+    limit: int,
 ) -> Sequence[StoredMessage]:
     query = (
         select(message)
         .join(channel, channel.c.id == message.c.channel_id)
         .where(message.c.channel_id == channel_id, message.c.offset > channel.c.floor)
     )
-    if before is not None:
-        query = query.where(message.c.offset < before)
-    rows = connection.execute(query.order_by(message.c.offset.desc()).limit(limit))
-    return [message_of(row) for row in rows]
+    if filter.accepted_since is not None:
+        query = query.where(message.c.accepted_at >= filter.accepted_since)
+    if filter.accepted_before is not None:
+        query = query.where(message.c.accepted_at < filter.accepted_before)
+    if filter.key is not None:
+        query = query.where(message.c.key == filter.key)
+    query = by_id(query, message.c.offset, not is_oldest_first, beyond)
+    return [message_of(row) for row in connection.execute(query.limit(limit))]
 
 
 def message_of(row: Row[Any]) -> StoredMessage:

@@ -9,11 +9,12 @@ from sqlalchemy import Connection, literal, select
 
 from device_sdk.wire.names import ChannelName
 from gateway.errors import NotFoundError
-from gateway.fleet.store import Idempotency, Replay
+from gateway.fleet.acts import Act, AuditEntry, Replay
 from gateway.release.service import ArtifactRow, ReleaseRow, Trust
+from gateway.storage.audit import audited, performed
 from gateway.storage.dialect import insert
 from gateway.storage.engine import Database
-from gateway.storage.idempotency import claim, remember
+from gateway.storage.pages import by_id
 from gateway.storage.tables import artifact, fleet, release, release_key
 
 _NO_ENVELOPE: Final = literal(b"").label("envelope")
@@ -30,9 +31,11 @@ class SQLReleaseStore:
         return await self._database.read(lambda conn: trust(conn, fleet_key))
 
     async def add_release(
-        self, row: ReleaseRow, *, idempotency: Idempotency[ReleaseRow] | None = None
+        self, row: ReleaseRow, *, act: Act[ReleaseRow] | None = None
     ) -> ReleaseRow | Replay:
-        return await self._database.write(lambda conn: add_release(conn, row, idempotency))
+        return await self._database.write(
+            lambda conn: performed(conn, act, row.created_at, lambda conn: add_release(conn, row))
+        )
 
     async def release(self, fleet_key: int, release_id: bytes) -> ReleaseRow:
         return await self._database.read(
@@ -45,12 +48,22 @@ class SQLReleaseStore:
         )
 
     async def releases(
-        self, fleet_key: int, *, after: bytes | None = None, limit: int = 100
+        self,
+        fleet_key: int,
+        *,
+        component: str | None = None,
+        is_newest_first: bool = False,
+        after: bytes | None = None,
+        limit: int = 100,
     ) -> Sequence[ReleaseRow]:
-        return await self._database.read(lambda conn: releases(conn, fleet_key, after, limit))
+        return await self._database.read(
+            lambda conn: releases(conn, fleet_key, component, is_newest_first, after, limit)
+        )
 
-    async def add_artifact(self, row: ArtifactRow) -> bool:
-        return await self._database.write(lambda conn: add_artifact(conn, row))
+    async def add_artifact(self, row: ArtifactRow, *, audit: AuditEntry | None = None) -> bool:
+        return await self._database.write(
+            lambda conn: audited(conn, audit, lambda conn: add_artifact(conn, row))
+        )
 
     async def artifact(self, fleet_key: int, digest: bytes) -> ArtifactRow:
         return await self._database.read(lambda conn: artifact_of(conn, fleet_key, digest))
@@ -65,13 +78,8 @@ def trust(conn: Connection, fleet_key: int) -> Trust:
     return Trust({row.kid: row.public_pem for row in keys}, document)
 
 
-def add_release(
-    conn: Connection, row: ReleaseRow, idempotency: Idempotency[ReleaseRow] | None
-) -> ReleaseRow | Replay:
-    """Insert the release unless the fleet has one of the same manifest."""
-    replay = claim(conn, idempotency, now_ms=row.created_at)
-    if replay is not None:
-        return replay
+def add_release(conn: Connection, row: ReleaseRow) -> ReleaseRow:
+    """Insert the release unless the fleet has one of the same manifest; return what it has."""
     added = conn.execute(
         insert(conn, release)
         .values(
@@ -95,7 +103,6 @@ def add_release(
     )
     if added.rowcount == 0:
         row = release_where(conn, row.fleet_key, release.c.manifest_digest == row.manifest_digest)
-    remember(conn, idempotency, row)
     return row
 
 
@@ -107,12 +114,20 @@ def release_where(conn: Connection, fleet_key: int, condition: Any) -> ReleaseRo
     return _release(row)
 
 
-def releases(conn: Connection, fleet_key: int, after: bytes | None, limit: int) -> list[ReleaseRow]:
+def releases(
+    conn: Connection,
+    fleet_key: int,
+    component: str | None,
+    is_newest_first: bool,
+    after: bytes | None,
+    limit: int,
+) -> list[ReleaseRow]:
     """Return releases without their envelopes, by id."""
     query = select(*_SUMMARY, _NO_ENVELOPE).where(release.c.fleet_id == fleet_key)
-    if after is not None:
-        query = query.where(release.c.id > after)
-    return [_release(row) for row in conn.execute(query.order_by(release.c.id).limit(limit))]
+    if component is not None:
+        query = query.where(release.c.component == component)
+    query = by_id(query, release.c.id, is_newest_first, after)
+    return [_release(row) for row in conn.execute(query.limit(limit))]
 
 
 def add_artifact(conn: Connection, row: ArtifactRow) -> bool:

@@ -8,17 +8,17 @@ those who come later see it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Select, func, select, true, union, update
 
 from device_sdk.wire.names import ChannelName, DeviceId
 from gateway.errors import ConflictError, NotFoundError
-from gateway.fleet.store import Idempotency, Replay
+from gateway.fleet.acts import Act, Replay
 from gateway.rollout.deployment import CANCELLABLE, State
 from gateway.rollout.limits import OFFER_LEN_MAX, UpdateLimits
-from gateway.rollout.model import Changed, DeploymentRow, NewRollout, Pushes
+from gateway.rollout.model import Changed, DeploymentRow, NewRollout, Pushes, RolloutFilter
 from gateway.rollout.rollout import (
     SPACE,
     Action,
@@ -31,9 +31,10 @@ from gateway.rollout.rollout import (
 )
 from gateway.rollout.selector import parse_selector
 from gateway.storage import offers
+from gateway.storage.audit import performed
 from gateway.storage.dialect import pass_turnstile
 from gateway.storage.engine import Database
-from gateway.storage.idempotency import claim, remember
+from gateway.storage.pages import by_id
 from gateway.storage.selectors import condition
 from gateway.storage.tables import artifact, channel, deployment, device, release, rollout, subscription
 
@@ -54,10 +55,12 @@ class SQLRolloutStore:
         new: NewRollout,
         *,
         now_ms: int,
-        idempotency: Idempotency[Rollout] | None = None,
+        act: Act[Rollout] | None = None,
     ) -> Rollout | Replay:
         return await self._database.write(
-            lambda conn: create_rollout(conn, fleet_key, new, now_ms, idempotency)
+            lambda conn: performed(
+                conn, act, now_ms, lambda conn: create_rollout(conn, fleet_key, new, now_ms)
+            )
         )
 
     async def change_rollout(
@@ -69,10 +72,12 @@ class SQLRolloutStore:
         percent: int | None = None,
         version: int | None = None,
         now_ms: int,
-    ) -> Changed:
-        return await self._database.write(
-            lambda conn: change_rollout(conn, fleet_key, rollout_id, action, percent, version, now_ms)
-        )
+        act: Act[Changed] | None = None,
+    ) -> Changed | Replay:
+        def change(conn: Connection) -> Changed:
+            return change_rollout(conn, fleet_key, rollout_id, action, percent, version, now_ms)
+
+        return await self._database.write(lambda conn: performed(conn, act, now_ms, change))
 
     async def cancel_rest(self, *, now_ms: int) -> int:
         return await self._database.write(lambda conn: cancel_rest(conn, now_ms))
@@ -81,9 +86,17 @@ class SQLRolloutStore:
         return await self._database.read(lambda conn: rollout_of(conn, fleet_key, rollout_id))
 
     async def rollouts(
-        self, fleet_key: int, *, after: bytes | None = None, limit: int = 100
+        self,
+        fleet_key: int,
+        *,
+        filter: RolloutFilter | None = None,
+        is_newest_first: bool = False,
+        after: bytes | None = None,
+        limit: int = 100,
     ) -> Sequence[Rollout]:
-        return await self._database.read(lambda conn: rollouts(conn, fleet_key, after, limit))
+        return await self._database.read(
+            lambda conn: rollouts(conn, fleet_key, filter or RolloutFilter(), is_newest_first, after, limit)
+        )
 
     async def rollout_counts(self) -> Mapping[str, int]:
         return await self._database.read(rollout_counts)
@@ -94,11 +107,15 @@ class SQLRolloutStore:
         *,
         rollout_id: bytes | None = None,
         device_id: str | None = None,
+        states: Collection[State] = (),
+        is_newest_first: bool = False,
         after: bytes | None = None,
         limit: int = 100,
     ) -> Sequence[DeploymentRow]:
         return await self._database.read(
-            lambda conn: deployments(conn, fleet_key, rollout_id, device_id, after, limit)
+            lambda conn: deployments(
+                conn, fleet_key, rollout_id, device_id, states, is_newest_first, after, limit
+            )
         )
 
     async def deployment(self, fleet_key: int, deployment_id: bytes) -> DeploymentRow:
@@ -130,17 +147,8 @@ class SQLRolloutStore:
 # --- commands -------------------------------------------------------------------------------------------
 
 
-def create_rollout(
-    conn: Connection,
-    fleet_key: int,
-    new: NewRollout,
-    now_ms: int,
-    idempotency: Idempotency[Rollout] | None,
-) -> Rollout | Replay:
+def create_rollout(conn: Connection, fleet_key: int, new: NewRollout, now_ms: int) -> Rollout:
     """Insert a running rollout with its first boundary."""
-    replay = claim(conn, idempotency, now_ms=now_ms)
-    if replay is not None:
-        return replay
     # FOR SHARE: the channel must not be deleted between this look and the commit.
     aimed = conn.execute(
         select(channel)
@@ -173,9 +181,7 @@ def create_rollout(
             updated_at=now_ms,
         )
     )
-    started = rollout_of(conn, fleet_key, new.id)
-    remember(conn, idempotency, started)
-    return started
+    return rollout_of(conn, fleet_key, new.id)
 
 
 def change_rollout(
@@ -343,12 +349,23 @@ def rollout_of(conn: Connection, fleet_key: int, rollout_id: bytes) -> Rollout:
     return _view(row, _counts(conn, [rollout_id])[rollout_id], target)
 
 
-def rollouts(conn: Connection, fleet_key: int, after: bytes | None, limit: int) -> list[Rollout]:
+def rollouts(
+    conn: Connection,
+    fleet_key: int,
+    filter: RolloutFilter,
+    is_newest_first: bool,
+    after: bytes | None,
+    limit: int,
+) -> list[Rollout]:
     """Return rollouts by id, with their counts."""
     query = _rollouts().where(rollout.c.fleet_id == fleet_key)
-    if after is not None:
-        query = query.where(rollout.c.id > after)
-    rows = conn.execute(query.order_by(rollout.c.id).limit(limit)).all()
+    if filter.state is not None:
+        query = query.where(rollout.c.state == filter.state.value)
+    if filter.channel is not None:
+        query = query.where(channel.c.name == filter.channel)
+    if filter.release_id is not None:
+        query = query.where(rollout.c.release_id == filter.release_id)
+    rows = conn.execute(by_id(query, rollout.c.id, is_newest_first, after).limit(limit)).all()
     counts = _counts(conn, [row.id for row in rows])
     return [_view(row, counts[row.id], None) for row in rows]
 
@@ -364,6 +381,8 @@ def deployments(
     fleet_key: int,
     rollout_id: bytes | None,
     device_id: str | None,
+    states: Collection[State],
+    is_newest_first: bool,
     after: bytes | None,
     limit: int,
 ) -> list[DeploymentRow]:
@@ -382,9 +401,10 @@ def deployments(
         if key is None:
             raise NotFoundError("no such device")
         query = query.where(deployment.c.device_key == key)
-    if after is not None:
-        query = query.where(deployment.c.id > after)
-    return [_deployment(row) for row in conn.execute(query.order_by(deployment.c.id).limit(limit))]
+    if states:
+        query = query.where(deployment.c.state.in_([state.value for state in states]))
+    query = by_id(query, deployment.c.id, is_newest_first, after)
+    return [_deployment(row) for row in conn.execute(query.limit(limit))]
 
 
 def deployment_row(conn: Connection, fleet_key: int, deployment_id: bytes) -> DeploymentRow:
@@ -393,6 +413,22 @@ def deployment_row(conn: Connection, fleet_key: int, deployment_id: bytes) -> De
     if row is None:
         raise NotFoundError("no such deployment")
     return _deployment(row)
+
+
+def rollout_rows(
+    conn: Connection, fleet_key: int, *conditions: ColumnElement[bool], limit: int
+) -> list[Rollout]:
+    """Return rollouts without their counts, the newest first."""
+    query = _rollouts().where(rollout.c.fleet_id == fleet_key, *conditions)
+    return [_view(row, {}, None) for row in conn.execute(query.order_by(rollout.c.id.desc()).limit(limit))]
+
+
+def deployment_rows(
+    conn: Connection, fleet_key: int, *conditions: ColumnElement[bool], limit: int
+) -> list[DeploymentRow]:
+    """Return deployments, the newest first."""
+    query = _deployments(fleet_key).where(*conditions).order_by(deployment.c.id.desc())
+    return [_deployment(row) for row in conn.execute(query.limit(limit))]
 
 
 def envelope(conn: Connection, release_id: bytes) -> bytes:

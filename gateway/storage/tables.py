@@ -348,3 +348,35 @@ idempotency = Table(
     Column("created_at", BigInteger, nullable=False),
     Index("ix_idempotency_created_at", "created_at"),
 )
+
+# Every change that an operator made, written in the transaction of that change.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("fleet_id", ForeignKey("fleet.id")),  # null: about the node or all fleets
+    Column("token_id", Id, nullable=False),
+    Column("operator", String(128), nullable=False),  # the token's name at that time
+    Column("operation", String(64), nullable=False),
+    Column("target", Text, nullable=False),  # the path below /api/v1 of what was changed
+    Column("details", Json, nullable=False),  # what was asked for, without payloads and secrets
+    Index("ix_audit_fleet_id", "fleet_id", "id"),
+    Index("ix_audit_at", "at"),
+    sqlite_autoincrement=True,
+)
+
+# A feed: nodes read it by sequence. Sequences commit in order, so that a reader passes none by.
+revocation = Table(
+    "revocation",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("fleet_id", ForeignKey("fleet.id"), nullable=False),
+    Column("token_sha256", LargeBinary(32)),  # of a device's bearer token; null: a device
+    Column("device_id", Name),  # every credential that it has now; null: a token
+    Column("reason", String(256)),
+    Column("at", BigInteger, nullable=False),
+    Column("token_id", Id, nullable=False),  # the operator's
+    Column("operator", String(128), nullable=False),
+    Index("ix_revocation_fleet_id", "fleet_id", "sequence"),
+)

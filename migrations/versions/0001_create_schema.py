@@ -22,6 +22,8 @@ ID = sa.LargeBinary(16)
 NAME = sa.String(128).with_variant(sa.String(128, collation="C"), "postgresql")
 
 TABLES = (
+    "revocation",
+    "audit",
     "idempotency",
     "operator_token",
     "report",
@@ -367,6 +369,36 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("token_id", "key", name="pk_idempotency"),
     )
     op.create_index("ix_idempotency_created_at", "idempotency", ["created_at"])
+    op.create_table(
+        "audit",
+        sa.Column("id", KEY, nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("fleet_id", KEY),
+        sa.Column("token_id", ID, nullable=False),
+        sa.Column("operator", sa.String(128), nullable=False),
+        sa.Column("operation", sa.String(64), nullable=False),
+        sa.Column("target", sa.Text(), nullable=False),
+        sa.Column("details", JSON, nullable=False),
+        sa.ForeignKeyConstraint(["fleet_id"], ["fleet.id"], name="fk_audit_fleet_id"),
+        sa.PrimaryKeyConstraint("id", name="pk_audit"),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("ix_audit_fleet_id", "audit", ["fleet_id", "id"])
+    op.create_index("ix_audit_at", "audit", ["at"])
+    op.create_table(
+        "revocation",
+        sa.Column("sequence", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("fleet_id", KEY, nullable=False),
+        sa.Column("token_sha256", sa.LargeBinary(32)),
+        sa.Column("device_id", NAME),
+        sa.Column("reason", sa.String(256)),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("token_id", ID, nullable=False),
+        sa.Column("operator", sa.String(128), nullable=False),
+        sa.ForeignKeyConstraint(["fleet_id"], ["fleet.id"], name="fk_revocation_fleet_id"),
+        sa.PrimaryKeyConstraint("sequence", name="pk_revocation"),
+    )
+    op.create_index("ix_revocation_fleet_id", "revocation", ["fleet_id", "sequence"])
 
 
 def downgrade() -> None:

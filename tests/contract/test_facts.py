@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
 from device_sdk.wire.names import DeviceId
-from gateway.errors import NotFoundError
+from gateway.errors import ConflictError, NotFoundError
 from gateway.fleet.facts import (
     Adopted,
     Attempted,
@@ -19,6 +20,7 @@ from gateway.fleet.facts import (
     Received,
     Sent,
 )
+from gateway.fleet.filters import DeadLetterFilter
 from gateway.fleet.model import Connected, Delivery, Fleet, Subscription
 from gateway.storage.tables import dead_letter, delivery_fact, live_interval
 from tests.contract.world import ACME, OPS, World, standing_in
@@ -205,10 +207,19 @@ async def test_a_dead_letter_is_written_once_and_found_in_its_fleet(stage: Stage
     assert await store.dead_letters(other.key) == []
     with pytest.raises(NotFoundError):
         await store.dead_letter(other.key, one.id)
-    await store.mark_requeued(one.id, b"n" * 16)
-    assert (await store.dead_letter(fleet.key, one.id)).requeued_as == b"n" * 16
-    with pytest.raises(NotFoundError):
-        await store.mark_requeued(one.id + 1, b"n" * 16)
+
+
+async def test_a_dead_letter_is_marked_with_the_alert_that_repeats_it_once(stage: Stage) -> None:
+    await stage.world.commit(stage.dead_letter(3))
+    store, fleet = stage.world.store, await stage.fleet()
+    (one,) = await store.dead_letters(fleet.key)
+    again = await stage.world.publish(fleet, requeues=one.id)
+    assert (await store.dead_letter(fleet.key, one.id)).requeued_as == again.messages[0].id
+    head = again.channel.head
+    for id, refusal in ((one.id, ConflictError), (one.id + 1, NotFoundError)):
+        with pytest.raises(refusal):
+            await stage.world.publish(fleet, requeues=id)
+    assert (await store.channel(fleet.key, OPS)).head == head, "what is refused appends nothing"
 
 
 async def test_dead_letters_are_listed_oldest_first_by_device_and_paged(stage: Stage) -> None:
@@ -217,12 +228,32 @@ async def test_dead_letters_are_listed_oldest_first_by_device_and_paged(stage: S
             await stage.world.commit(stage.dead_letter(offset, device=device))
     fleet = await stage.fleet()
     first = await stage.world.store.dead_letters(fleet.key, limit=4)
-    rest = await stage.world.store.dead_letters(fleet.key, after=first[-1].id, limit=9)
+    rest = await stage.world.store.dead_letters(fleet.key, beyond=first[-1].id, limit=9)
     assert [(one.device_id, one.offset) for one in [*first, *rest]] == [
         (device, offset) for offset in (1, 2, 3) for device in ("d1", "d2")
     ]
-    only = await stage.world.store.dead_letters(fleet.key, device_key=stage.about("d2")["device_key"])
-    assert [one.offset for one in only] == [1, 2, 3]
+    newest = await stage.world.store.dead_letters(fleet.key, is_newest_first=True, beyond=rest[0].id, limit=9)
+    assert [one.id for one in newest] == [one.id for one in first[::-1]]
+
+
+async def test_dead_letters_are_found_by_what_they_are_about(stage: Stage) -> None:
+    at = stage.world.now
+    await stage.world.commit(replace(stage.dead_letter(1, reason="nacked"), at=at))
+    await stage.world.commit(replace(stage.dead_letter(2, device="d2", reason="expired"), at=at + 5))
+    fleet = await stage.fleet()
+    (first, _) = await stage.world.store.dead_letters(fleet.key)
+    await stage.world.publish(fleet, requeues=first.id)
+
+    async def found(**wanted: Any) -> list[int]:
+        rows = await stage.world.store.dead_letters(fleet.key, filter=DeadLetterFilter(**wanted))
+        return [row.offset for row in rows]
+
+    assert await found() == [1, 2]
+    assert await found(device_id="d2") == await found(reason="expired") == [2]
+    assert await found(since=at + 5) == await found(is_requeued=False) == [2]
+    assert await found(before=at + 5) == await found(is_requeued=True) == [1]
+    assert await found(channel="ops") == [1, 2]
+    assert await found(channel="other") == []
 
 
 async def test_in_a_live_interval_an_alert_was_sent_when_it_was_accepted(stage: Stage) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, func, select
 
 from device_sdk.wire.names import ChannelName, FleetName
 from gateway.errors import ConflictError, NotFoundError, StorageUnavailableError
+from gateway.fleet.acts import Replay
+from gateway.fleet.filters import AlertFilter
 from gateway.fleet.model import Appended, Draft
-from gateway.fleet.store import Idempotency, Replay
 from gateway.ids import uuid7
 from gateway.storage.engine import CommitUnknownError
 from gateway.storage.tables import idempotency as idempotency_table
 from gateway.storage.tables import message
 from tests.contract.world import KID, OPS, World, draft, seal
+from tests.harness.acts import act
 
 
 async def test_offsets_begin_at_one_and_the_payload_is_sealed_with_them(world: World) -> None:
@@ -156,10 +159,30 @@ async def test_messages_are_listed_newest_first_and_paged(world: World) -> None:
     fleet = await world.fleet()
     channel = await world.channel(fleet)
     await world.publish(fleet, count=5)
-    page = await world.store.messages(channel.id, before=None, limit=2)
+    page = await world.store.messages(channel.id, beyond=None, limit=2)
     assert [m.offset for m in page] == [5, 4]
-    page = await world.store.messages(channel.id, before=4, limit=9)
+    page = await world.store.messages(channel.id, beyond=4, limit=9)
     assert [m.offset for m in page] == [3, 2, 1]
+    page = await world.store.messages(channel.id, is_oldest_first=True, beyond=2, limit=2)
+    assert [m.offset for m in page] == [3, 4]
+
+
+async def test_messages_are_found_by_their_time_and_key(world: World) -> None:
+    fleet = await world.fleet()
+    channel = await world.channel(fleet)
+    times = []
+    for key in ("a", "b", None):
+        await world.publish(fleet, key=key)
+        times.append(world.now)
+        world.clock.advance(1)
+
+    async def found(**wanted: Any) -> list[int]:
+        page = await world.store.messages(channel.id, filter=AlertFilter(**wanted), beyond=None, limit=9)
+        return [message.offset for message in page]
+
+    assert await found(accepted_since=times[1]) == [3, 2]
+    assert await found(accepted_before=times[1]) == [1]
+    assert await found(key="b") == [2]
 
 
 async def test_a_range_is_bounded(world: World) -> None:
@@ -171,10 +194,6 @@ async def test_a_range_is_bounded(world: World) -> None:
     assert found.head == 310
 
 
-def idempotency(key: str = "k", request: bytes = b"r" * 32) -> Idempotency[Appended]:
-    return Idempotency(b"t" * 16, key, request, lambda made: (201, b"%d" % made.messages[0].offset))
-
-
 async def append_once(world: World, fleet_key: int, **fields: bytes) -> Appended | Replay:
     return await world.store.append(
         fleet_key,
@@ -183,7 +202,7 @@ async def append_once(world: World, fleet_key: int, **fields: bytes) -> Appended
         now_ms=world.now,
         kid=KID,
         seal=seal,
-        idempotency=idempotency(**fields),  # type: ignore[arg-type]
+        act=act(lambda made: (201, b"%d" % made.messages[0].offset), **fields),
     )
 
 

@@ -13,13 +13,14 @@ from device_sdk.wire.keys import PrivateKey, Role
 from device_sdk.wire.signed import RootDocument, RootKey, sign_root
 from device_sdk.wire.suit.target import class_identifier, vendor_identifier
 from gateway.errors import ConflictError, NotFoundError, PeerError
+from gateway.fleet.acts import Replay
 from gateway.fleet.model import Fleet
-from gateway.fleet.store import Idempotency, Replay
 from gateway.release import ReleaseContent, author_envelope, sign_envelope
 from gateway.release.service import ARTIFACT_PATH, ReleaseRow, ReleaseService
 from gateway.storage.engine import Database
 from gateway.storage.releases import SQLReleaseStore
 from gateway.storage.tables import fleet, release_key
+from tests.harness.acts import act
 from tests.harness.rollouts import World
 
 KEY = PrivateKey.from_seed(bytes(range(32)))
@@ -138,9 +139,9 @@ class TestPublishing:
     async def test_a_repeated_request_is_answered_as_before(
         self, service: ReleaseService, acme: Fleet
     ) -> None:
-        request = Idempotency(bytes(16), "key", bytes(32), lambda row: (201, row.id))
-        row = await published(service, acme, envelope(), idempotency=request)
-        again = await service.publish(acme, envelope(sequence_number=8), now_ms=NOW, idempotency=request)
+        request = act(lambda row: (201, row.id))
+        row = await published(service, acme, envelope(), act=request)
+        again = await service.publish(acme, envelope(sequence_number=8), now_ms=NOW, act=request)
         assert again == Replay(201, row.id)
         assert len(await service.releases(acme.key)) == 1
 

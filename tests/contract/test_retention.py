@@ -10,9 +10,9 @@ from sqlalchemy import func, select
 from device_sdk.wire.names import ChannelName, DeviceId
 from gateway.errors import NotFoundError
 from gateway.fleet.facts import DeadLettered, IntervalClosed, IntervalOpened, Received, Sent
-from gateway.fleet.store import Idempotency
-from gateway.storage.tables import dead_letter, delivery_fact, idempotency, live_interval, message
+from gateway.storage.tables import audit, dead_letter, delivery_fact, idempotency, live_interval, message
 from tests.contract.world import KID, OPS, World, draft, seal, standing_in
+from tests.harness.acts import act
 
 DAY_S = 24 * 3600
 
@@ -182,7 +182,7 @@ async def test_old_answers_and_old_dead_letters_go(world: World) -> None:
         now_ms=world.now,
         kid=KID,
         seal=seal,
-        idempotency=Idempotency(b"t" * 16, "k", b"r" * 32, lambda _: (201, b"{}")),
+        act=act(at=world.now),
     )
     await world.commit(
         DeadLettered(
@@ -198,3 +198,14 @@ async def test_old_answers_and_old_dead_letters_go(world: World) -> None:
     world.clock.advance(29 * DAY_S + 1)
     await prune(world, age_s=365 * DAY_S)
     assert await count(world, dead_letter) == 0
+
+
+async def test_what_operators_did_is_kept_for_400_days(world: World) -> None:
+    fleet = await world.fleet()
+    await world.store.create_device(fleet.key, DeviceId("d1"), now_ms=world.now, act=act(at=world.now))
+    world.clock.advance(400 * DAY_S)
+    await prune(world)
+    assert await count(world, audit) == 1
+    world.clock.advance(1)
+    await prune(world)
+    assert await count(world, audit) == 0

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from gateway.errors import ConflictError, NotFoundError
-from gateway.fleet.store import Idempotency, Replay
+from gateway.fleet.acts import Replay
 from gateway.ids import uuid7
 from gateway.rollout import OFFER_LEN_MAX, Action, NewRollout, RolloutState, UpdateLimits
 from gateway.rollout.deployment import State
 from gateway.rollout.rollout import COUNTED_BELOW, SPACE, share_boundary
 from gateway.storage.engine import Database
 from gateway.storage.tables import artifact, channel, subscription
+from tests.harness.acts import act
 from tests.harness.rollouts import World, digest_of
 
 
@@ -102,8 +103,8 @@ class TestStarting:
 
     async def test_a_repeated_request_starts_one_rollout(self, world: World) -> None:
         release_id = await world.release()
-        request = Idempotency(bytes(16), "key", b"a" * 32, lambda started: (201, started.id))
-        first = await world.start(release_id, idempotency=request)
+        request = act(lambda started: (201, started.id), request=b"a" * 32)
+        first = await world.start(release_id, act=request)
         new = NewRollout(
             id=uuid7(1),
             release_id=release_id,
@@ -114,12 +115,12 @@ class TestStarting:
             priority=0,
             shift=0,
         )
-        again = await world.store.create_rollout(world.fleet.key, new, now_ms=1, idempotency=request)
+        again = await world.store.create_rollout(world.fleet.key, new, now_ms=1, act=request)
         assert again == Replay(201, first.id)
         assert len(await world.store.rollouts(world.fleet.key)) == 1
-        other = Idempotency(bytes(16), "key", b"b" * 32, lambda started: (201, started.id))
+        other = act(lambda started: (201, started.id), request=b"b" * 32)
         with pytest.raises(ConflictError) as refused:
-            await world.store.create_rollout(world.fleet.key, new, now_ms=1, idempotency=other)
+            await world.store.create_rollout(world.fleet.key, new, now_ms=1, act=other)
         assert refused.value.code == "idempotency_key_reused"
 
 

@@ -64,7 +64,9 @@ class World:
             **fields,  # type: ignore[arg-type]
         )
 
-    async def publish(self, fleet: Fleet, channel: str = OPS, count: int = 1, **fields: Any) -> Appended:
+    async def publish(
+        self, fleet: Fleet, channel: str = OPS, count: int = 1, requeues: int | None = None, **fields: Any
+    ) -> Appended:
         appended = await self.store.append(
             fleet.key,
             ChannelName(channel),
@@ -72,6 +74,7 @@ class World:
             now_ms=self.now,
             kid=KID,
             seal=seal,
+            requeues=requeues,
         )
         assert isinstance(appended, Appended)
         return appended

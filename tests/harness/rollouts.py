@@ -16,7 +16,7 @@ from gateway.fleet.facts import DeploymentReceived, Reported
 from gateway.fleet.model import Fleet
 from gateway.ids import uuid7
 from gateway.rollout import ReportOutcome, Rollout, UpdateLimits
-from gateway.rollout.model import NewRollout, Pushes
+from gateway.rollout.model import Changed, NewRollout, Pushes
 from gateway.rollout.rollout import SPACE, Action
 from gateway.storage import reports
 from gateway.storage.engine import Database
@@ -135,9 +135,7 @@ class World:
         await self.database.write(lambda conn: conn.execute(insert(release).values(row)).rowcount)
         return id_
 
-    async def start(
-        self, release_id: bytes, *, shift: int = 0, idempotency: Any = None, **fields: Any
-    ) -> Rollout:
+    async def start(self, release_id: bytes, *, shift: int = 0, act: Any = None, **fields: Any) -> Rollout:
         now_ms = self.clock.now_ms()
         new = {
             "id": uuid7(now_ms),
@@ -149,9 +147,7 @@ class World:
             "priority": 0,
             "shift": shift,
         } | fields
-        started = await self.store.create_rollout(
-            self.fleet.key, NewRollout(**new), now_ms=now_ms, idempotency=idempotency
-        )
+        started = await self.store.create_rollout(self.fleet.key, NewRollout(**new), now_ms=now_ms, act=act)
         assert isinstance(started, Rollout)
         return started
 
@@ -159,6 +155,7 @@ class World:
         changed = await self.store.change_rollout(
             self.fleet.key, rollout.id, action, now_ms=self.clock.now_ms(), **fields
         )
+        assert isinstance(changed, Changed)
         return changed.rollout
 
     async def offer(self, *keys: int) -> Pushes:

@@ -34,7 +34,7 @@ class Rows:
     def __init__(self) -> None:
         self.found: dict[tuple[int, bytes], int] = {}
 
-    async def put_artifact(self, fleet_key: int, digest: bytes, size_bytes: int, *, now_ms: int) -> bool:
+    async def put_artifact(self, fleet_key: int, digest: bytes, size_bytes: int, **_: Any) -> bool:
         is_new = (fleet_key, digest) not in self.found
         self.found[fleet_key, digest] = size_bytes
         return is_new

@@ -1,4 +1,4 @@
-"""Alerts: publishing, reading them back, what became of them, and giving one up another time."""
+"""Alerts: publishing, reading them back, and what became of them on each device."""
 
 from __future__ import annotations
 
@@ -6,39 +6,40 @@ import base64
 import binascii
 import json
 import re
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
 
 from device_sdk.wire.limits import ALERT_SIZE_MAX
-from device_sdk.wire.names import own_channel
+from device_sdk.wire.names import parse_device_id
 from device_sdk.wire.signed.alert import CONTENT_TYPE_LEN_MAX, KEY_LEN_MAX, parse_alert_payload
-from gateway.edge.operator.body import JsonBody, NoQuery, Page, Strict, check_depth
+from gateway.edge.operator.body import JsonBody, NoQuery, Page, Strict, Time, check_depth
 from gateway.edge.operator.channels import CHANNEL
-from gateway.edge.operator.cursor import encode_cursor
-from gateway.edge.operator.paging import page
+from gateway.edge.operator.fields import DeviceName
+from gateway.edge.operator.paging import page, whole
 from gateway.edge.operator.results import (
     AlertResult,
-    DeadLetterResult,
     DeliveryResult,
+    FactResult,
     ListedAlertResult,
     WholeAlertResult,
 )
 from gateway.edge.operator.route import FLEET, Answer, AnyRoute, Call, ListOf, Outcome, Route
 from gateway.edge.problem import FieldError, RequestError
-from gateway.errors import ConflictError, LimitExceededError, NotFoundError
+from gateway.errors import LimitExceededError
+from gateway.fleet.acts import Replay
+from gateway.fleet.filters import AlertFilter
 from gateway.fleet.model import Appended
-from gateway.fleet.store import Idempotency, Replay
 from gateway.identity import Scope
-from gateway.ids import parse_id
 
 # Payloads are read to show their type and size: at most this many are in memory at once.
 PAYLOADS_MAX: Final = 100
-# Requeueing is by dead letter, whoever asks: one namespace of idempotency keys for all of it.
-_REQUEUER: Final = bytes(16)
 
 _CONTENT_TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(?:\s*;[\x20-\x7e]+)?\Z")
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]*\Z")
+
+
+AlertKey = Annotated[str, Field(min_length=1, max_length=KEY_LEN_MAX, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class AlertBody(Strict):
@@ -59,11 +60,8 @@ class AlertBody(Strict):
     ttl_s: int | None = Field(
         default=None, ge=1, description="Seconds after which it is no longer delivered; null: the gateway's."
     )
-    key: str | None = Field(
+    key: AlertKey | None = Field(
         default=None,
-        min_length=1,
-        max_length=KEY_LEN_MAX,
-        pattern=r"^[^\x00-\x1f\x7f]*$",
         description="A newer alert of the channel with the same key supersedes this one.",
     )
 
@@ -76,6 +74,9 @@ class AlertBody(Strict):
             raise ValueError("content_type is a media type such as text/plain; charset=utf-8")
         check_depth(self.json_)
         return self
+
+    def audited(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", include={"content_type", "ttl_s", "key"}, exclude_unset=True)
 
     def content(self) -> tuple[bytes, str]:
         """Return the data and its content type.
@@ -96,6 +97,21 @@ class AlertBody(Strict):
         return data, self.content_type or content_type
 
 
+class AlertQuery(Page):
+    """Which of a channel's alerts."""
+
+    accepted_since: Time | None = Field(default=None, description="Accepted then or later, ms UTC.")
+    accepted_before: Time | None = Field(default=None, description="Accepted before, ms UTC.")
+    key: AlertKey | None = Field(default=None, description="With this key.")
+    order: Literal["asc", "desc"] = Field(default="desc", description="By offset; `desc`: the newest first.")
+
+
+class FactsQuery(NoQuery):
+    """Of which device."""
+
+    device_id: DeviceName
+
+
 async def publish_alert(call: Call[AlertBody, NoQuery]) -> Outcome:
     body = call.body
     ttl_max_s = call.services.limits.ttl_max_s
@@ -109,24 +125,29 @@ async def publish_alert(call: Call[AlertBody, NoQuery]) -> Outcome:
         content_type=content_type,
         ttl_s=body.ttl_s,
         key=body.key,
-        idempotency=call.idempotency(_appended),
+        act=call.act(_appended),
     )
     return outcome if isinstance(outcome, Replay) else Answer(_appended(outcome))
 
 
-async def list_alerts(call: Call[None, Page]) -> Answer:
-    store = call.services.fleets
+async def list_alerts(call: Call[None, AlertQuery]) -> Answer:
+    store, query = call.services.fleets, call.query
     channel = await store.channel(call.fleet.key, call.channel_name())
-    limit, before = call.query.limit, call.after(0) or None
+    filter = AlertFilter(
+        accepted_since=query.accepted_since, accepted_before=query.accepted_before, key=query.key
+    )
+    limit, beyond = query.limit, call.after(int)
     items: list[ListedAlertResult] = []
     while len(items) <= limit:
         wanted = min(PAYLOADS_MAX, limit + 1 - len(items))
-        messages = await store.messages(channel.id, before=before, limit=wanted)
+        messages = await store.messages(
+            channel.id, filter=filter, is_oldest_first=query.order == "asc", beyond=beyond, limit=wanted
+        )
         items += [ListedAlertResult.of(channel, message) for message in messages]
         if len(messages) < wanted:
             break
-        before = messages[-1].offset
-    next_cursor = encode_cursor(call.operation, items[limit - 1].offset) if len(items) > limit else None
+        beyond = messages[-1].offset
+    next_cursor = call.cursor(items[limit - 1].offset) if len(items) > limit else None
     return Answer(ListOf[ListedAlertResult](items=items[:limit], next_cursor=next_cursor))
 
 
@@ -141,69 +162,23 @@ async def list_deliveries(call: Call[None, Page]) -> Answer:
     epoch = channel.epoch  # a payload from before `db restored` names another
     return await page(
         call,
-        lambda after, limit: store.deliveries(channel.id, epoch, message.offset, after=after, limit=limit),
-        first="",
+        lambda after, limit: store.deliveries(
+            channel.id, epoch, message.offset, after=after or "", limit=limit
+        ),
+        kind=str,
         key=lambda delivery: str(delivery.device_id),
         show=lambda delivery: DeliveryResult.of(message, delivery),
     )
 
 
-async def list_dead_letters(call: Call[None, Page]) -> Answer:
-    store, fleet_key = call.services.fleets, call.fleet.key
-    return await page(
-        call,
-        lambda after, limit: store.dead_letters(fleet_key, after=after, limit=limit),
-        first=0,
-        key=lambda dead: dead.id,
-        show=DeadLetterResult.of,
-    )
-
-
-async def requeue_dead_letter(call: Call[None, NoQuery]) -> Answer:
-    """Append the alert to the device's own channel, once, however often and by whomever this is asked."""
-    store, fleet = call.services.fleets, call.fleet
-    dead = await store.dead_letter(fleet.key, _dead_letter_id(call.path["id"]))
-    if dead.requeued_as is not None:
-        raise ConflictError("it was requeued before; requeued_as is the alert", code="already_requeued")
-    try:
-        _, message = await store.message(fleet.key, dead.message_id)
-    except NotFoundError as error:
-        raise ConflictError(
-            "the alert is no longer kept, so there is nothing to send again", code="alert_pruned"
-        ) from error
-    payload = parse_alert_payload(message.payload)
-    outcome = await call.services.alerts.publish(
-        fleet,
-        own_channel(dead.device_id),
-        data=payload.data,
-        content_type=payload.content_type,
-        ttl_s=None,
-        key=None,
-        original_id=payload.original_id or message.id,
-        idempotency=Idempotency(
-            _REQUEUER,
-            f"dead-letter/{dead.id}",
-            dead.message_id.ljust(32, b"\0"),
-            lambda appended: (201, _appended(appended).model_dump_json().encode()),
-        ),
-    )
-    alert_id = _replayed_id(outcome) if isinstance(outcome, Replay) else outcome.messages[0].id
-    await store.mark_requeued(dead.id, alert_id)
-    return Answer(DeadLetterResult.of(dead, requeued_as=alert_id))
+async def show_alert_facts(call: Call[None, FactsQuery]) -> Answer:
+    device_id = parse_device_id(call.query.device_id)
+    facts = await call.services.facts.of_alert(call.fleet.key, call.id(), device_id)
+    return whole([FactResult.of(fact) for fact in facts])
 
 
 def _appended(appended: Appended) -> AlertResult:
     return AlertResult.of(appended.channel, appended.messages[0])
-
-
-def _replayed_id(replay: Replay) -> bytes:
-    return parse_id(json.loads(replay.body)["id"])
-
-
-def _dead_letter_id(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise NotFoundError("there is no such dead letter")
-    return int(text)
 
 
 def _base64url(text: str) -> bytes:
@@ -229,7 +204,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         scope=Scope.READ,
         summary="List a channel's alerts, the newest first, without what they say.",
         handler=list_alerts,
-        query=Page,
+        query=AlertQuery,
         result=ListOf[ListedAlertResult],
     ),
     Route(
@@ -244,7 +219,6 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         result=AlertResult,
         errors={"wrong_kind": 409},
         location=f"{FLEET}/alerts/{{id}}",
-        takes_idempotency_key=True,
         is_frequent=True,
     ),
     Route(
@@ -268,22 +242,12 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
     ),
     Route(
         method="GET",
-        path=f"{FLEET}/dead-letters",
-        operation="dead-letters.list",
+        path=f"{FLEET}/alerts/{{id}}/facts",
+        operation="alerts.facts",
         scope=Scope.READ,
-        summary="List the alerts that were given up for a device, the oldest first.",
-        handler=list_dead_letters,
-        query=Page,
-        result=ListOf[DeadLetterResult],
-    ),
-    Route(
-        method="POST",
-        path=f"{FLEET}/dead-letters/{{id}}/requeue",
-        operation="dead-letters.requeue",
-        scope=Scope.PUBLISH,
-        summary="Send such an alert again, on the device's own channel, as a new alert.",
-        handler=requeue_dead_letter,
-        result=DeadLetterResult,
-        errors={"already_requeued": 409, "alert_pruned": 409},
+        summary="All that is known of an alert on one device, in the order of time. One page has it all.",
+        handler=show_alert_facts,
+        query=FactsQuery,
+        result=ListOf[FactResult],
     ),
 )

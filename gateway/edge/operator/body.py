@@ -9,12 +9,13 @@ import asyncio
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Final, Generic, TypeVar, cast
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar, cast
 
 from aiohttp import web
 from multidict import MultiMapping
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from device_sdk.wire.limits import INTEGER_MAX
 from gateway.edge.incoming import read_some, too_slow
 from gateway.edge.problem import FieldError, RequestError
 
@@ -33,6 +34,10 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
+    def audited(self) -> dict[str, Any]:
+        """Return what of it is written down in the audit: what was given, without payloads and secrets."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
 
 class NoQuery(BaseModel):
     """A route without parameters."""
@@ -46,6 +51,16 @@ def _decimal(value: object) -> object:
     return value
 
 
+def _flag(value: object) -> object:
+    if isinstance(value, str) and value not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return value
+
+
+Flag = Annotated[bool, BeforeValidator(_flag)]
+Time = Annotated[int, BeforeValidator(_decimal), Field(ge=0, le=INTEGER_MAX, description="Milliseconds UTC.")]
+
+
 class Page(NoQuery):
     """Which part of a list."""
 
@@ -55,6 +70,16 @@ class Page(NoQuery):
     cursor: str | None = Field(
         default=None, description="`next_cursor` of the page before; without it the list begins at its start."
     )
+
+
+class OrderedPage(Page):
+    """Which part of a list that can be read from either end."""
+
+    order: Literal["asc", "desc"] = Field(default="asc", description="`desc`: the newest first.")
+
+    @property
+    def is_newest_first(self) -> bool:
+        return self.order == "desc"
 
 
 class Body(Generic[BodyT]):

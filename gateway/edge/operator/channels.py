@@ -11,8 +11,9 @@ from gateway.edge.operator.body import JsonBody, NoQuery, Page, Strict
 from gateway.edge.operator.fields import Name
 from gateway.edge.operator.paging import page
 from gateway.edge.operator.results import ChannelResult, SubscriberResult
-from gateway.edge.operator.route import FLEET, Answer, AnyRoute, Call, ListOf, Route
+from gateway.edge.operator.route import FLEET, Answer, AnyRoute, Call, ListOf, Outcome, Route
 from gateway.errors import ConflictError
+from gateway.fleet.acts import Replay
 from gateway.identity import Scope
 
 CHANNEL: Final = f"{FLEET}/channels/{{channel}}"
@@ -52,14 +53,14 @@ async def list_channels(call: Call[None, Page]) -> Answer:
     store, fleet_key = call.services.fleets, call.fleet.key
     return await page(
         call,
-        lambda after, limit: store.channels(fleet_key, after=after, limit=limit),
-        first="",
+        lambda after, limit: store.channels(fleet_key, after=after or "", limit=limit),
+        kind=str,
         key=lambda channel: str(channel.name),
         show=ChannelResult.of,
     )
 
 
-async def create_channel(call: Call[ChannelBody, NoQuery]) -> Answer:
+async def create_channel(call: Call[ChannelBody, NoQuery]) -> Outcome:
     body = call.body
     channel = await call.services.fleets.create_channel(
         call.fleet.key,
@@ -69,7 +70,10 @@ async def create_channel(call: Call[ChannelBody, NoQuery]) -> Answer:
         starts_at_earliest=body.starts_at_earliest,
         retention_age_s=body.retention_age_s,
         retention_count=body.retention_count,
+        act=call.act(ChannelResult.of),
     )
+    if isinstance(channel, Replay):
+        return channel
     return Answer(ChannelResult.of(channel), version=channel.version)
 
 
@@ -80,7 +84,11 @@ async def show_channel(call: Call[None, NoQuery]) -> Answer:
 
 async def change_channel(call: Call[ChannelChangeBody, NoQuery]) -> Answer:
     channel = await call.services.fleets.update_channel(
-        call.fleet.key, call.channel_name(), call.body.changes(), version=call.if_match
+        call.fleet.key,
+        call.channel_name(),
+        call.body.changes(),
+        version=call.if_match,
+        audit=call.audit(),
     )
     call.services.sessions.channel_changed(channel.id)
     return Answer(ChannelResult.of(channel), version=channel.version)
@@ -90,7 +98,9 @@ async def delete_channel(call: Call[None, NoQuery]) -> Answer:
     name = call.channel_name()
     if name.startswith("~"):
         raise ConflictError("a device's own channel goes when the device is deleted", code="own_channel")
-    channel = await call.services.fleets.delete_channel(call.fleet.key, name)
+    channel = await call.services.fleets.delete_channel(
+        call.fleet.key, name, version=call.if_match, audit=call.audit()
+    )
     call.services.sessions.channel_changed(channel.id)
     return Answer()
 
@@ -100,8 +110,8 @@ async def list_subscribers(call: Call[None, Page]) -> Answer:
     channel = await store.channel(call.fleet.key, call.channel_name())
     return await page(
         call,
-        lambda after, limit: store.subscribers(channel.id, after=after, limit=limit),
-        first=0,
+        lambda after, limit: store.subscribers(channel.id, after=after or 0, limit=limit),
+        kind=int,
         key=lambda row: row[1].device_key,
         show=lambda row: SubscriberResult.of(*row),
     )
@@ -161,6 +171,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         handler=delete_channel,
         statuses=(204,),
         errors={"channel_in_use": 409, "own_channel": 409},
+        is_versioned=True,
     ),
     Route(
         method="GET",

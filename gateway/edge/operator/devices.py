@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
 
 from device_sdk.wire.names import ChannelName, parse_device_id
-from gateway.edge.operator.body import JsonBody, NoQuery, Page, Strict
-from gateway.edge.operator.fields import DeviceName, Tag
+from gateway.edge.operator.body import Flag, JsonBody, NoQuery, Page, Strict, Time
+from gateway.edge.operator.fields import DeviceName, SelectorText, Tag, parsed_selector
 from gateway.edge.operator.paging import page, whole
 from gateway.edge.operator.results import DeviceResult, SubscriptionResult
-from gateway.edge.operator.route import FLEET, Answer, AnyRoute, Call, ListOf, Route
+from gateway.edge.operator.route import FLEET, Answer, AnyRoute, Call, ListOf, Outcome, Route
 from gateway.errors import ConflictError
+from gateway.fleet.acts import Replay
+from gateway.fleet.filters import DeviceFilter, DeviceOrder
+from gateway.fleet.model import Device
 from gateway.identity import Scope
 
 DEVICE: Final = f"{FLEET}/devices/{{device_id}}"
@@ -53,43 +56,98 @@ class Nothing(Strict):
     """No fields, or no body at all."""
 
 
-async def list_devices(call: Call[None, Page]) -> Answer:
-    store, fleet_key = call.services.fleets, call.fleet.key
+class DeviceQuery(Page):
+    """Which devices, and in which order."""
+
+    selector: SelectorText | None = Field(
+        default=None, description="Those that it matches (selectors.md): tags, attributes."
+    )
+    tag: Tag | None = Field(default=None, description="With this tag.")
+    is_enabled: Flag | None = Field(default=None, description="Whether the operator lets it in.")
+    is_connected: Flag | None = Field(default=None, description="Whether it is connected to this node.")
+    seen_since: Time | None = Field(default=None, description="Last seen then or later, ms UTC.")
+    seen_before: Time | None = Field(default=None, description="Last seen before, or never, ms UTC.")
+    sort: Literal["device_id", "last_seen_at"] = Field(
+        default="device_id", description="By what; those never seen come before all others."
+    )
+    order: Literal["asc", "desc"] = Field(default="asc", description="Rising or falling.")
+
+
+async def list_devices(call: Call[None, DeviceQuery]) -> Answer:
+    store, fleet_key, query = call.services.fleets, call.fleet.key, call.query
+    sessions = call.services.sessions
+    filter = DeviceFilter(
+        selector=parsed_selector(query.selector),
+        tag=query.tag,
+        is_enabled=query.is_enabled,
+        is_connected=query.is_connected,
+        connected=() if query.is_connected is None else sessions.connected(fleet_key),
+        seen_since=query.seen_since,
+        seen_before=query.seen_before,
+    )
+    order = DeviceOrder(by_last_seen=query.sort == "last_seen_at", is_descending=query.order == "desc")
+
+    def show(device: Device) -> DeviceResult:
+        return DeviceResult.of(device, is_connected=sessions.is_connected(device.key))
+
+    if order.by_last_seen:
+        return await page(
+            call,
+            lambda after, limit: store.devices(
+                fleet_key, filter=filter, order=order, after=after, limit=limit
+            ),
+            kind=tuple[int, int],
+            key=lambda device: (-1 if device.last_seen_at is None else device.last_seen_at, device.key),
+            show=show,
+        )
     return await page(
         call,
-        lambda after, limit: store.devices(fleet_key, after=after, limit=limit),
-        first="",
+        lambda after, limit: store.devices(fleet_key, filter=filter, order=order, after=after, limit=limit),
+        kind=str,
         key=lambda device: str(device.device_id),
-        show=DeviceResult.of,
+        show=show,
     )
 
 
-async def create_device(call: Call[DeviceBody, NoQuery]) -> Answer:
+async def create_device(call: Call[DeviceBody, NoQuery]) -> Outcome:
     device = await call.services.fleets.create_device(
-        call.fleet.key, parse_device_id(call.body.device_id), tags=call.body.tags, now_ms=call.now_ms
+        call.fleet.key,
+        parse_device_id(call.body.device_id),
+        tags=call.body.tags,
+        now_ms=call.now_ms,
+        act=call.act(DeviceResult.of),
     )
+    if isinstance(device, Replay):
+        return device
     return Answer(DeviceResult.of(device), version=device.version)
 
 
 async def show_device(call: Call[None, NoQuery]) -> Answer:
     device = await call.services.fleets.device(call.fleet.key, call.device_id())
-    return Answer(DeviceResult.of(device), version=device.version)
+    return _answer(call, device)
+
+
+def _answer(call: Call[Any, Any], device: Device) -> Answer:
+    is_connected = call.services.sessions.is_connected(device.key)
+    return Answer(DeviceResult.of(device, is_connected=is_connected), version=device.version)
 
 
 async def change_device(call: Call[DeviceChangeBody, NoQuery]) -> Answer:
     changes = call.body.changes()
     device = await call.services.fleets.update_device(
-        call.fleet.key, call.device_id(), changes, version=call.if_match
+        call.fleet.key, call.device_id(), changes, version=call.if_match, audit=call.audit()
     )
     if not device.is_enabled:
         call.services.sessions.disabled(device.key)
     elif "tags" in changes:
         call.services.sessions.subscriptions_changed(device.key)
-    return Answer(DeviceResult.of(device), version=device.version)
+    return _answer(call, device)
 
 
 async def delete_device(call: Call[None, NoQuery]) -> Answer:
-    device = await call.services.fleets.delete_device(call.fleet.key, call.device_id())
+    device = await call.services.fleets.delete_device(
+        call.fleet.key, call.device_id(), version=call.if_match, audit=call.audit()
+    )
     call.services.sessions.disabled(device.key)
     return Answer()
 
@@ -105,7 +163,7 @@ async def subscribe(call: Call[Nothing, NoQuery]) -> Answer:
     device = await store.device(call.fleet.key, call.device_id())
     channel = await store.channel(call.fleet.key, name)
     _check_not_own(name)
-    subscription = await store.subscribe(device.key, channel.id, now_ms=call.now_ms)
+    subscription = await store.subscribe(device.key, channel.id, now_ms=call.now_ms, audit=call.audit())
     call.services.sessions.subscriptions_changed(device.key)
     return Answer(SubscriptionResult.of(subscription))
 
@@ -115,7 +173,7 @@ async def unsubscribe(call: Call[None, NoQuery]) -> Answer:
     device = await store.device(call.fleet.key, call.device_id())
     channel = await store.channel(call.fleet.key, name)
     _check_not_own(name)
-    has_ended = await store.unsubscribe(device.key, channel.id)
+    has_ended = await store.unsubscribe(device.key, channel.id, audit=call.audit())
     call.services.sessions.subscriptions_changed(device.key)
     if has_ended:
         return Answer()
@@ -141,9 +199,10 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         path=f"{FLEET}/devices",
         operation="devices.list",
         scope=Scope.READ,
-        summary="List the devices, by id.",
+        summary="List the devices, by id or by when they were last seen.",
+        errors={"bad_selector": 400},
         handler=list_devices,
-        query=Page,
+        query=DeviceQuery,
         result=ListOf[DeviceResult],
     ),
     Route(
@@ -188,6 +247,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         summary="Delete a device and all that is known of it. If its origin accepts it, it enrols anew.",
         handler=delete_device,
         statuses=(204,),
+        is_versioned=True,
     ),
     Route(
         method="GET",

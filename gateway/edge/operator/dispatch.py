@@ -3,7 +3,8 @@
 1. Who asks (401), and may they do this in that fleet (403)? Nothing else of the request is looked at before.
 2. Is the fleet there (404)?
 3. Query, headers and body, by the route's declaration (400, 408, 413, 415, 422).
-4. The handler.
+4. A route whose fleet is named there: 1. and 2. for that fleet.
+5. The handler.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from aiohttp import web
@@ -25,9 +27,9 @@ from gateway.edge.operator.route import Answer, AnyRoute, Call, Outcome
 from gateway.edge.operator.services import OperatorServices
 from gateway.edge.problem import RequestError
 from gateway.errors import CredentialRefusedError, NotFoundError
+from gateway.fleet.acts import Replay
 from gateway.fleet.model import Fleet
-from gateway.fleet.store import Replay
-from gateway.identity import Operator, OperatorToken, authenticate, authorise, token_sha256
+from gateway.identity import Operator, authenticate, authorise, token_sha256
 from gateway.telemetry import logger
 
 _log = logger("operator")
@@ -43,9 +45,6 @@ class Dispatcher:
     def __init__(self, services: OperatorServices) -> None:
         self._services = services
         limits = services.limits
-        self._tokens: Lately[bytes, OperatorToken] = Lately(
-            clock=services.clock, keep_s=limits.token_cache_s, entries_max=limits.token_cache_entries_max
-        )
         # A fleet's key and name never change; its root version is read from the store by who shows it.
         self._fleets: Lately[FleetName, Fleet] = Lately(
             clock=services.clock, keep_s=limits.token_cache_s, entries_max=limits.token_cache_entries_max
@@ -68,9 +67,12 @@ class Dispatcher:
         async def handle(request: web.Request) -> web.StreamResponse:
             operator = await self._operator(request)
             fleet_name = FleetName(request.match_info["fleet"]) if route.is_fleet_bound else None
-            authorise(operator, route.scope, fleet_name)
+            authorise(operator, route.scope, operator.fleet if route.is_shared else fleet_name)
             fleet = await self._fleet(fleet_name) if fleet_name is not None else None
             call = await self._call(route, request, operator, fleet)
+            if route.is_shared and (named := _named_fleet(call)) is not None:
+                authorise(operator, route.scope, named)
+                call = replace(call, found_fleet=await self._fleet(named))
             response = _response(route, call, await route.handler(call))
             if route.method not in ("GET", "HEAD"):
                 (_log.debug if route.is_frequent else _log.info)(
@@ -93,7 +95,9 @@ class Dispatcher:
         if scheme.lower() != "bearer":
             raise CredentialRefusedError("the token's scheme is Bearer", code="credential_missing")
         sha256 = token_sha256(credential.strip())
-        token = await self._tokens.value(sha256, lambda: self._services.fleets.operator_token(sha256))
+        token = await self._services.believed.value(
+            sha256, lambda: self._services.fleets.operator_token(sha256)
+        )
         return authenticate(token, now_ms=self._services.clock.now_ms())
 
     async def _fleet(self, name: FleetName) -> Fleet:
@@ -109,7 +113,7 @@ class Dispatcher:
         self, route: AnyRoute, request: web.Request, operator: Operator, fleet: Fleet | None
     ) -> Call[Any, Any]:
         query = parse_query(route.query, request.query)
-        if_match = _if_match(request) if route.is_versioned else None
+        if_match = _if_match(request) if route.takes_if_match else None
         idempotency_key = _idempotency_key(request) if route.takes_idempotency_key else None
         body, sha256 = None, b""
         if route.body.is_streamed:
@@ -125,10 +129,12 @@ class Dispatcher:
             body = route.body.parse(raw)
             if idempotency_key is not None:
                 sha256 = _request_sha256(request, raw)
+        elif idempotency_key is not None:
+            sha256 = _request_sha256(request, b"")
         return Call(
             services=self._services,
             operator=operator,
-            operation=route.operation,
+            route=route,
             path=dict(request.match_info),
             query=query,
             body=body,
@@ -138,6 +144,12 @@ class Dispatcher:
             idempotency_key=idempotency_key,
             request_sha256=sha256,
         )
+
+
+def _named_fleet(call: Call[Any, Any]) -> FleetName | None:
+    """Return the fleet that the request of a shared route names, or the token's own."""
+    named: FleetName | None = getattr(call.body, "fleet", None) or getattr(call.query, "fleet", None)
+    return named or call.operator.fleet
 
 
 def _response(route: AnyRoute, call: Call[Any, Any], outcome: Outcome) -> web.StreamResponse:

@@ -25,12 +25,14 @@ from gateway.edge.operator.results import (
     ReleaseKeyResult,
     RootResult,
 )
-from gateway.edge.operator.route import API, FLEET, Answer, AnyRoute, Call, ListOf, Route
+from gateway.edge.operator.route import API, FLEET, Answer, AnyRoute, Call, ListOf, Outcome, Route
 from gateway.edge.problem import FieldError, RequestError
 from gateway.errors import ConflictError, NotFoundError
+from gateway.fleet.acts import Replay
 from gateway.identity import Scope
 
 COSE: Final = "application/cose"
+RELEASE_KEY: Final = f"{FLEET}/release-keys/{{kid}}"
 
 
 class FleetBody(Strict):
@@ -49,16 +51,17 @@ async def list_fleets(call: Call[None, Page]) -> Answer:
     store = call.services.fleets
     return await page(
         call,
-        lambda after, limit: store.fleets(after=after, limit=limit),
-        first="",
+        lambda after, limit: store.fleets(after=after or "", limit=limit),
+        kind=str,
         key=lambda fleet: str(fleet.name),
         show=FleetResult.of,
     )
 
 
-async def create_fleet(call: Call[FleetBody, NoQuery]) -> Answer:
+async def create_fleet(call: Call[FleetBody, NoQuery]) -> Outcome:
     name = parse_fleet_name(call.body.name)
-    return Answer(FleetResult.of(await call.services.fleets.create_fleet(name, now_ms=call.now_ms)))
+    fleet = await call.services.fleets.create_fleet(name, now_ms=call.now_ms, act=call.act(FleetResult.of))
+    return fleet if isinstance(fleet, Replay) else Answer(FleetResult.of(fleet))
 
 
 async def show_fleet(call: Call[None, NoQuery]) -> Answer:
@@ -90,13 +93,23 @@ async def put_release_key(call: Call[ReleaseKeyBody, NoQuery]) -> Answer:
     if kid in {online.kid for online in _online(call.services.online_keys).values()}:
         raise ConflictError("a key that this gateway holds cannot vouch for releases", code="online_key")
     pem = key.to_pem().decode()
-    is_new = await call.services.fleets.put_release_key(call.fleet.key, kid, pem, now_ms=call.now_ms)
+    is_new = await call.services.fleets.put_release_key(
+        call.fleet.key, kid, pem, now_ms=call.now_ms, audit=call.audit()
+    )
     return Answer(ReleaseKeyResult.of(kid, pem), status=201 if is_new else 200)
 
 
 async def delete_release_key(call: Call[None, NoQuery]) -> Answer:
-    await call.services.fleets.delete_release_key(call.fleet.key, _kid(call.path["kid"]))
+    await call.services.fleets.delete_release_key(call.fleet.key, _kid(call.path["kid"]), audit=call.audit())
     return Answer()
+
+
+async def show_release_key(call: Call[None, NoQuery]) -> Answer:
+    kid = _kid(call.path["kid"])
+    pem = (await call.services.fleets.release_keys(call.fleet.key)).get(kid)
+    if pem is None:
+        raise NotFoundError("no such release key")
+    return Answer(ReleaseKeyResult.of(kid, pem))
 
 
 async def show_root(call: Call[None, NoQuery]) -> web.StreamResponse:
@@ -128,9 +141,13 @@ async def put_root(call: Call[bytes, NoQuery]) -> Answer:
         )
     if document.expires_at <= call.now_ms:
         raise ConflictError("the document's time is over; sign one that expires later", code="root_expired")
-    await store.put_root_document(fleet.key, document.version, call.body)
+    await store.put_root_document(
+        fleet.key, document.version, call.body, seen_version=call.if_match, audit=call.audit()
+    )
     call.services.sessions.root_changed(fleet.key)
-    return Answer(RootResult(version=document.version, expires_at=document.expires_at))
+    return Answer(
+        RootResult(version=document.version, expires_at=document.expires_at), version=document.version
+    )
 
 
 def _online(keys: OnlineKeys) -> Mapping[OnlineRole, PublicKey]:
@@ -198,8 +215,17 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         result=KeysResult,
     ),
     Route(
+        method="GET",
+        path=RELEASE_KEY,
+        operation="release-keys.show",
+        scope=Scope.READ,
+        summary="Show a release key.",
+        handler=show_release_key,
+        result=ReleaseKeyResult,
+    ),
+    Route(
         method="PUT",
-        path=f"{FLEET}/release-keys/{{kid}}",
+        path=RELEASE_KEY,
         operation="release-keys.put",
         scope=Scope.ADMIN,
         summary="Register a key whose signature makes a release or a root document acceptable.",
@@ -208,11 +234,11 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         statuses=(200, 201),
         result=ReleaseKeyResult,
         errors={"kid_mismatch": 422, "online_key": 409},
-        location=f"{FLEET}/keys",
+        location=RELEASE_KEY,
     ),
     Route(
         method="DELETE",
-        path=f"{FLEET}/release-keys/{{kid}}",
+        path=RELEASE_KEY,
         operation="release-keys.delete",
         scope=Scope.ADMIN,
         summary="Take a release key back. Releases that it signed stay.",
@@ -227,6 +253,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         summary="The root document's bytes; ETag is its version.",
         handler=show_root,
         result=COSE,
+        is_versioned=True,
     ),
     Route(
         method="PUT",
@@ -248,5 +275,6 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
             "unknown_key": 400,
             "malformed": 400,
         },
+        is_versioned=True,
     ),
 )

@@ -14,6 +14,7 @@ class OperatorLimits:
         body_timeout_s: From the request's head to the last byte of such a body; then 408.
         token_cache_s: How long a token is believed after it was read; a revocation is felt this late.
         token_cache_entries_max: Tokens kept; the oldest goes.
+        attempts_max: Attempts to push an update, as ``rollout.UpdateLimits`` has it; explanations name it.
         ttl_max_s: Longest time to live that an alert may ask for; a longer one is answered 422.
     """
 
@@ -21,6 +22,7 @@ class OperatorLimits:
     body_timeout_s: float = 30.0
     token_cache_s: float = 5.0
     token_cache_entries_max: int = 1000
+    attempts_max: int = 20
     ttl_max_s: int = 365 * 24 * 3600
 
     def __post_init__(self) -> None:

@@ -9,12 +9,12 @@ from pydantic import Field
 
 from device_sdk.wire.limits import ENVELOPE_SIZE_MAX
 from gateway.edge.artifacts import OCTETS
-from gateway.edge.operator.body import NoQuery, Page, RawBody, StreamedBody
-from gateway.edge.operator.fields import Label
+from gateway.edge.operator.body import NoQuery, OrderedPage, RawBody, StreamedBody
+from gateway.edge.operator.fields import AnyName, Label
 from gateway.edge.operator.paging import page
 from gateway.edge.operator.results import ArtifactResult, ReleaseResult
 from gateway.edge.operator.route import FLEET, Answer, AnyRoute, Call, ListOf, Outcome, Route
-from gateway.fleet.store import Replay
+from gateway.fleet.acts import Replay
 from gateway.identity import Scope
 
 RELEASE: Final = f"{FLEET}/releases/{{id}}"
@@ -28,12 +28,24 @@ class ReleaseQuery(NoQuery):
     name: Label | None = Field(default=None, description="Without it: component and version.")
 
 
-async def list_releases(call: Call[None, Page]) -> Answer:
-    releases, fleet_key = call.services.releases, call.fleet.key
+class ReleasesQuery(OrderedPage):
+    """Which releases."""
+
+    component: AnyName | None = Field(default=None, description="Of this component.")
+
+
+async def list_releases(call: Call[None, ReleasesQuery]) -> Answer:
+    releases, fleet_key, query = call.services.releases, call.fleet.key, call.query
     return await page(
         call,
-        lambda after, limit: releases.releases(fleet_key, after=after or None, limit=limit),
-        first=b"",
+        lambda after, limit: releases.releases(
+            fleet_key,
+            component=query.component,
+            is_newest_first=query.is_newest_first,
+            after=after,
+            limit=limit,
+        ),
+        kind=bytes,
         key=lambda release: release.id,
         show=ReleaseResult.of,
     )
@@ -45,7 +57,7 @@ async def publish_release(call: Call[bytes, ReleaseQuery]) -> Outcome:
         call.body,
         name=call.query.name,
         now_ms=call.now_ms,
-        idempotency=call.idempotency(ReleaseResult.of),
+        act=call.act(ReleaseResult.of),
     )
     return outcome if isinstance(outcome, Replay) else Answer(ReleaseResult.of(outcome))
 
@@ -65,7 +77,9 @@ async def show_envelope(call: Call[None, NoQuery]) -> web.StreamResponse:
 
 async def put_artifact(call: Call[None, NoQuery]) -> Answer:
     transfers = call.services.transfers
-    artifact, is_new = await transfers.receive(call.request, call.fleet.key, call.path["sha256"])
+    artifact, is_new = await transfers.receive(
+        call.request, call.fleet.key, call.path["sha256"], audit=call.audit()
+    )
     result = ArtifactResult(sha256=artifact.digest, size_bytes=artifact.size_bytes)
     return Answer(result, status=201 if is_new else 200)
 
@@ -96,7 +110,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         scope=Scope.READ,
         summary="List the releases, the oldest first.",
         handler=list_releases,
-        query=Page,
+        query=ReleasesQuery,
         result=ListOf[ReleaseResult],
     ),
     Route(
@@ -121,7 +135,6 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
             "root_unverified": 409,
         },
         location=RELEASE,
-        takes_idempotency_key=True,
     ),
     Route(
         method="GET",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,18 +15,23 @@ from pydantic import BaseModel, ConfigDict, Field
 from device_sdk.wire.keys import Algorithm, PublicKey
 from device_sdk.wire.signed.alert import AlertPayload, parse_alert_payload
 from gateway.edge.operator.body import check_depth
+from gateway.fleet.acts import AuditRow
 from gateway.fleet.model import (
     Channel,
     DeadLetter,
     Delivery,
     Device,
+    Fact,
     Fleet,
+    Revocation,
     StoredMessage,
     Subscription,
 )
+from gateway.identity import OperatorToken, Scope
 from gateway.ids import format_id
 from gateway.release.service import ReleaseRow
 from gateway.rollout import DeploymentRow, Rollout
+from gateway.rollout.explain import Reason, ReasonCode
 
 OnlineRole = Literal["alert", "directive", "statement"]
 
@@ -188,10 +194,11 @@ class DeviceResult(Result):
     root_version: int
     enrolled_at: int
     last_seen_at: int | None = Field(description="null: never connected.")
+    is_connected: bool = Field(description="Whether it is connected to this node.")
     version: int
 
     @classmethod
-    def of(cls, device: Device) -> DeviceResult:
+    def of(cls, device: Device, *, is_connected: bool = False) -> DeviceResult:
         return cls(
             device_id=device.device_id,
             enrolment_id=format_id(device.enrolment_id),
@@ -212,6 +219,7 @@ class DeviceResult(Result):
             root_version=device.root_version,
             enrolled_at=device.enrolled_at,
             last_seen_at=device.last_seen_at,
+            is_connected=is_connected,
             version=device.version,
         )
 
@@ -359,6 +367,169 @@ class DeadLetterResult(Result):
             attempts=dead.attempts,
             at=dead.at,
             requeued_as=None if requeued_as is None else format_id(requeued_as),
+        )
+
+
+class FactResult(Result):
+    """One thing that is known of a message."""
+
+    fact: Literal["accepted", "sent", "received", "verified", "report", "outcome", "dead_letter"]
+    at: int
+    attempt: int | None = Field(description="Of `sent`: which; of `dead_letter`: how many there were.")
+    state: str | None = Field(description="Of `report` and `outcome`; of `dead_letter` the reason.")
+    progress: int | None
+    code: str | None
+    detail: str | None
+
+    @classmethod
+    def of(cls, fact: Fact) -> FactResult:
+        return cls(
+            fact=fact.fact,  # type: ignore[arg-type]
+            at=fact.at,
+            attempt=fact.attempt,
+            state=fact.state,
+            progress=fact.progress,
+            code=fact.code,
+            detail=fact.detail,
+        )
+
+
+class ReasonResult(Result):
+    """One reason why a device does not run a release."""
+
+    code: ReasonCode = Field(description="Stable; codes.md lists them.")
+    detail: str = Field(description="A sentence for people.")
+    rollout_id: str | None
+    deployment_id: str | None
+    at: int | None = Field(description="Since when, or when next.")
+    facts: dict[str, Any] = Field(description="The figures behind it.")
+
+    @classmethod
+    def of(cls, reason: Reason) -> ReasonResult:
+        return cls(
+            code=reason.code,
+            detail=reason.detail,
+            rollout_id=None if reason.rollout_id is None else format_id(reason.rollout_id),
+            deployment_id=None if reason.deployment_id is None else format_id(reason.deployment_id),
+            at=reason.at,
+            facts={
+                name: format_id(value) if isinstance(value, bytes) else value
+                for name, value in reason.facts.items()
+            },
+        )
+
+
+class ExplanationResult(Result):
+    """Why a device does not run a release."""
+
+    device_id: str
+    release_id: str
+    rollout_id: str | None = Field(description="The one rollout that was asked about.")
+    is_running: bool = Field(description="It does run it, confirmed.")
+    reasons: list[ReasonResult] = Field(description="At least one; the device's own first.")
+
+    @classmethod
+    def of(
+        cls, device_id: str, release_id: bytes, rollout_id: bytes | None, reasons: Sequence[Reason]
+    ) -> ExplanationResult:
+        return cls(
+            device_id=device_id,
+            release_id=format_id(release_id),
+            rollout_id=None if rollout_id is None else format_id(rollout_id),
+            is_running=reasons[0].code is ReasonCode.ALREADY_INSTALLED,
+            reasons=[ReasonResult.of(reason) for reason in reasons],
+        )
+
+
+class TokenResult(Result):
+    """An operator's token, without its secret."""
+
+    id: str
+    name: str = Field(description="Whose it is, for people.")
+    fleet: str | None = Field(description="null: all fleets.")
+    scopes: list[Scope]
+    created_at: int
+    expires_at: int | None = Field(description="null: never.")
+    revoked_at: int | None = Field(description="null: it is good.")
+
+    @classmethod
+    def of(cls, token: OperatorToken) -> TokenResult:
+        return cls(**_token(token))
+
+
+class NewTokenResult(TokenResult):
+    """An operator's token, this once with its secret."""
+
+    secret: str | None = Field(
+        description="Shown this once. null in the answer to a repeated request: revoke it, make another."
+    )
+
+    @classmethod
+    def of(cls, token: OperatorToken, *, secret: str | None = None) -> NewTokenResult:
+        return cls(**_token(token), secret=secret)
+
+
+def _token(token: OperatorToken) -> dict[str, Any]:
+    return {
+        "id": format_id(token.id),
+        "name": token.name,
+        "fleet": token.fleet,
+        "scopes": sorted(token.scopes),
+        "created_at": token.created_at,
+        "expires_at": token.expires_at,
+        "revoked_at": token.revoked_at,
+    }
+
+
+class RevocationResult(Result):
+    """A credential of devices that was taken back."""
+
+    sequence: int = Field(description="Rises in the order of commits.")
+    fleet: str
+    token_sha256: str | None = Field(description="Of the bearer token; null: it is about a device.")
+    device_id: str | None = Field(description="Whose credentials; null: it is about one token.")
+    reason: str | None
+    at: int
+    operator: str = Field(description="Whose token it was that did it.")
+
+    @classmethod
+    def of(cls, revocation: Revocation) -> RevocationResult:
+        sha256 = revocation.token_sha256
+        return cls(
+            sequence=revocation.sequence,
+            fleet=revocation.fleet,
+            token_sha256=None if sha256 is None else sha256.hex(),
+            device_id=revocation.device_id,
+            reason=revocation.reason,
+            at=revocation.at,
+            operator=revocation.operator,
+        )
+
+
+class ChangeResult(Result):
+    """Something that an operator changed."""
+
+    id: int
+    at: int
+    fleet: str | None = Field(description="null: about the node, or about all fleets.")
+    token_id: str
+    operator: str = Field(description="What the token was called.")
+    operation: str = Field(description="`noun.verb`, as in this page.")
+    target: str = Field(description="What was changed: its path below /api/v1.")
+    details: dict[str, Any] = Field(description="What was asked for, without payloads and secrets.")
+
+    @classmethod
+    def of(cls, row: AuditRow) -> ChangeResult:
+        entry = row.entry
+        return cls(
+            id=row.id,
+            at=entry.at,
+            fleet=row.fleet,
+            token_id=format_id(entry.token_id),
+            operator=entry.operator,
+            operation=entry.operation,
+            target=entry.target,
+            details=dict(entry.details),
         )
 
 

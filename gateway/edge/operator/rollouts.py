@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from device_sdk.wire.names import ChannelName
-from gateway.edge.operator.body import JsonBody, NoQuery, Page, Strict
+from device_sdk.wire.names import ChannelName, DeviceId, parse_device_id
+from gateway.edge.operator.body import JsonBody, NoQuery, OrderedPage, Strict
 from gateway.edge.operator.devices import DEVICE
-from gateway.edge.operator.fields import Id, Label, Name
-from gateway.edge.operator.paging import page
-from gateway.edge.operator.results import DeploymentResult, RolloutResult
+from gateway.edge.operator.fields import AnyName, DeviceName, Id, Label, Name, SelectorText
+from gateway.edge.operator.paging import page, whole
+from gateway.edge.operator.results import DeploymentResult, ExplanationResult, FactResult, RolloutResult
 from gateway.edge.operator.route import FLEET, Answer, AnyRoute, Call, ListOf, Outcome, Route
 from gateway.edge.problem import FieldError, RequestError
-from gateway.fleet.store import Replay
+from gateway.fleet.acts import Replay
 from gateway.identity import Scope
 from gateway.ids import parse_id
-from gateway.rollout import SelectorError
+from gateway.rollout import Changed, Rollout, RolloutFilter, RolloutState, SelectorError, State
+from gateway.rollout.explain import Connection, explain
 
 ROLLOUT: Final = f"{FLEET}/rollouts/{{id}}"
-SELECTOR_LEN_MAX: Final = 4096
+
+StateName = Literal[
+    "notified",
+    "received",
+    "verified",
+    "downloading",
+    "installing",
+    "rebooting",
+    "committed",
+    "rolled_back",
+    "failed",
+    "rejected",
+    "timed_out",
+    "cancelled",
+    "superseded",
+]
 
 
 class RolloutBody(Strict):
@@ -29,11 +45,8 @@ class RolloutBody(Strict):
     release_id: Id
     channel: Name
     percent: int = Field(ge=1, le=100, description="Share of the devices that may get it.")
-    selector: str | None = Field(
+    selector: SelectorText | None = Field(
         default=None,
-        min_length=1,
-        max_length=SELECTOR_LEN_MAX,
-        pattern=r"^[^\x00]*$",
         description="Which of the channel's devices (selectors.md); null: all.",
     )
     name: Label | None = Field(default=None, description="null: the release's.")
@@ -48,12 +61,51 @@ class RolloutChangeBody(Strict):
     percent: int = Field(ge=1, le=100, description="Not lower than it is.")
 
 
-async def list_rollouts(call: Call[None, Page]) -> Answer:
-    rollouts = call.services.rollouts
+class RolloutQuery(OrderedPage):
+    """Which rollouts."""
+
+    state: Literal["running", "paused", "aborted", "finished"] | None = Field(
+        default=None, description="In this state."
+    )
+    channel: AnyName | None = Field(default=None, description="Aimed at this channel.")
+    release_id: Id | None = Field(default=None, description="Of this release.")
+
+
+class DeploymentQuery(OrderedPage):
+    """Which deployments."""
+
+    state: StateName | None = Field(default=None, description="In this state.")
+
+
+class ExplainReleaseQuery(NoQuery):
+    """About which release."""
+
+    release: Id
+
+
+class ExplainDeviceQuery(NoQuery):
+    """About which device."""
+
+    device: DeviceName
+
+
+async def list_rollouts(call: Call[None, RolloutQuery]) -> Answer:
+    rollouts, query = call.services.rollouts, call.query
+    filter = RolloutFilter(
+        state=None if query.state is None else RolloutState(query.state),
+        channel=query.channel,
+        release_id=None if query.release_id is None else parse_id(query.release_id),
+    )
     return await page(
         call,
-        lambda after, limit: rollouts.rollouts(call.fleet, after=after or None, limit=limit),
-        first=b"",
+        lambda after, limit: rollouts.rollouts(
+            call.fleet,
+            filter=filter,
+            is_newest_first=query.is_newest_first,
+            after=after,
+            limit=limit,
+        ),
+        kind=bytes,
         key=lambda rollout: rollout.id,
         show=RolloutResult.of,
     )
@@ -71,47 +123,61 @@ async def start_rollout(call: Call[RolloutBody, NoQuery]) -> Outcome:
             name=body.name,
             priority=body.priority,
             now_ms=call.now_ms,
-            idempotency=call.idempotency(RolloutResult.of),
+            act=call.act(RolloutResult.of),
         )
     except SelectorError as error:
         raise RequestError(
             422, error.code, f"selector, {error}", errors=[FieldError("selector", str(error))]
         ) from error
-    return outcome if isinstance(outcome, Replay) else _answer(outcome)
+    return _outcome(outcome)
 
 
 async def show_rollout(call: Call[None, NoQuery]) -> Answer:
     return _answer(await call.services.rollouts.rollout(call.fleet, call.id()))
 
 
-async def widen_rollout(call: Call[RolloutChangeBody, NoQuery]) -> Answer:
-    rollout = await call.services.rollouts.change(
-        call.fleet, call.id(), percent=call.body.percent, version=call.if_match, now_ms=call.now_ms
+async def widen_rollout(call: Call[RolloutChangeBody, NoQuery]) -> Outcome:
+    return _outcome(
+        await call.services.rollouts.change(
+            call.fleet,
+            call.id(),
+            percent=call.body.percent,
+            version=call.if_match,
+            now_ms=call.now_ms,
+            act=call.act(_changed),
+        )
     )
-    return _answer(rollout)
 
 
-async def pause_rollout(call: Call[None, NoQuery]) -> Answer:
-    return _answer(await call.services.rollouts.pause(call.fleet, call.id(), now_ms=call.now_ms))
+async def pause_rollout(call: Call[None, NoQuery]) -> Outcome:
+    return _outcome(
+        await call.services.rollouts.pause(call.fleet, call.id(), now_ms=call.now_ms, act=call.act(_changed))
+    )
 
 
-async def resume_rollout(call: Call[None, NoQuery]) -> Answer:
-    return _answer(await call.services.rollouts.resume(call.fleet, call.id(), now_ms=call.now_ms))
+async def resume_rollout(call: Call[None, NoQuery]) -> Outcome:
+    return _outcome(
+        await call.services.rollouts.resume(call.fleet, call.id(), now_ms=call.now_ms, act=call.act(_changed))
+    )
 
 
-async def finish_rollout(call: Call[None, NoQuery]) -> Answer:
-    return _answer(await call.services.rollouts.finish(call.fleet, call.id(), now_ms=call.now_ms))
+async def finish_rollout(call: Call[None, NoQuery]) -> Outcome:
+    return _outcome(
+        await call.services.rollouts.finish(call.fleet, call.id(), now_ms=call.now_ms, act=call.act(_changed))
+    )
 
 
-async def abort_rollout(call: Call[None, NoQuery]) -> Answer:
-    return _answer(await call.services.rollouts.abort(call.fleet, call.id(), now_ms=call.now_ms))
+async def abort_rollout(call: Call[None, NoQuery]) -> Outcome:
+    return _outcome(
+        await call.services.rollouts.abort(call.fleet, call.id(), now_ms=call.now_ms, act=call.act(_changed))
+    )
 
 
-async def list_rollout_deployments(call: Call[None, Page]) -> Answer:
+async def list_rollout_deployments(call: Call[None, DeploymentQuery]) -> Answer:
     return await _deployments(call, rollout_id=call.id())
 
 
-async def list_device_deployments(call: Call[None, Page]) -> Answer:
+async def list_device_deployments(call: Call[None, DeploymentQuery]) -> Answer:
     return await _deployments(call, device_id=call.device_id())
 
 
@@ -119,18 +185,66 @@ async def show_deployment(call: Call[None, NoQuery]) -> Answer:
     return Answer(DeploymentResult.of(await call.services.rollouts.deployment(call.fleet, call.id())))
 
 
-async def _deployments(call: Call[None, Page], **of: Any) -> Answer:
-    rollouts = call.services.rollouts
+async def show_deployment_facts(call: Call[None, NoQuery]) -> Answer:
+    facts = await call.services.facts.of_deployment(call.fleet.key, call.id())
+    return whole([FactResult.of(fact) for fact in facts])
+
+
+async def explain_to_device(call: Call[None, ExplainReleaseQuery]) -> Answer:
+    return await _explain(call, call.device_id(), parse_id(call.query.release), rollout_id=None)
+
+
+async def explain_rollout(call: Call[None, ExplainDeviceQuery]) -> Answer:
+    rollout = await call.services.rollouts.rollout(call.fleet, call.id())
+    device_id = parse_device_id(call.query.device)
+    return await _explain(call, device_id, rollout.release_id, rollout_id=rollout.id)
+
+
+async def _explain(
+    call: Call[Any, Any], device_id: DeviceId, release_id: bytes, *, rollout_id: bytes | None
+) -> Answer:
+    services = call.services
+    facts = await services.explanations.facts(call.fleet.key, device_id, release_id)
+    wait_s = None
+    if facts.active is not None:
+        wait_s = services.sessions.next_attempt_s(facts.device_key, facts.active.id)
+    connection = Connection(
+        is_connected=services.sessions.is_connected(facts.device_key),
+        next_attempt_at=None if wait_s is None else call.now_ms + int(wait_s * 1000),
+        attempts_max=services.limits.attempts_max,
+    )
+    reasons = explain(facts, connection, rollout_id=rollout_id)
+    return Answer(ExplanationResult.of(device_id, release_id, rollout_id, reasons))
+
+
+async def _deployments(call: Call[None, DeploymentQuery], **of: Any) -> Answer:
+    rollouts, query = call.services.rollouts, call.query
+    states = () if query.state is None else (State(query.state),)
     return await page(
         call,
-        lambda after, limit: rollouts.deployments(call.fleet, after=after or None, limit=limit, **of),
-        first=b"",
+        lambda after, limit: rollouts.deployments(
+            call.fleet,
+            states=states,
+            is_newest_first=query.is_newest_first,
+            after=after,
+            limit=limit,
+            **of,
+        ),
+        kind=bytes,
         key=lambda deployment: deployment.id,
         show=DeploymentResult.of,
     )
 
 
-def _answer(rollout: Any) -> Answer:
+def _changed(changed: Changed) -> RolloutResult:
+    return RolloutResult.of(changed.rollout)
+
+
+def _outcome(outcome: Rollout | Replay) -> Outcome:
+    return outcome if isinstance(outcome, Replay) else _answer(outcome)
+
+
+def _answer(rollout: Rollout) -> Answer:
     return Answer(RolloutResult.of(rollout), version=rollout.version)
 
 
@@ -155,7 +269,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         scope=Scope.READ,
         summary="List the rollouts, the oldest first, without their `target_count`.",
         handler=list_rollouts,
-        query=Page,
+        query=RolloutQuery,
         result=ListOf[RolloutResult],
     ),
     Route(
@@ -170,7 +284,6 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         result=RolloutResult,
         errors={"bad_selector": 422, "wrong_kind": 409, "artifact_missing": 409},
         location=ROLLOUT,
-        takes_idempotency_key=True,
     ),
     Route(
         method="GET",
@@ -220,7 +333,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         scope=Scope.READ,
         summary="List a rollout's deployments, the oldest first.",
         handler=list_rollout_deployments,
-        query=Page,
+        query=DeploymentQuery,
         result=ListOf[DeploymentResult],
     ),
     Route(
@@ -230,7 +343,7 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         scope=Scope.READ,
         summary="List a device's deployments, the oldest first.",
         handler=list_device_deployments,
-        query=Page,
+        query=DeploymentQuery,
         result=ListOf[DeploymentResult],
     ),
     Route(
@@ -241,5 +354,34 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         summary="Show a deployment.",
         handler=show_deployment,
         result=DeploymentResult,
+    ),
+    Route(
+        method="GET",
+        path=f"{FLEET}/deployments/{{id}}/facts",
+        operation="deployments.facts",
+        scope=Scope.READ,
+        summary="All that is known of a deployment, in the order of time. One page has it all.",
+        handler=show_deployment_facts,
+        result=ListOf[FactResult],
+    ),
+    Route(
+        method="GET",
+        path=f"{DEVICE}/explain",
+        operation="devices.explain",
+        scope=Scope.READ,
+        summary="Why does this device not run a release? Every reason that stands, with its code.",
+        handler=explain_to_device,
+        query=ExplainReleaseQuery,
+        result=ExplanationResult,
+    ),
+    Route(
+        method="GET",
+        path=f"{ROLLOUT}/explain",
+        operation="rollouts.explain",
+        scope=Scope.READ,
+        summary="Why does a device not run the release of this rollout, as far as this rollout goes?",
+        handler=explain_rollout,
+        query=ExplainDeviceQuery,
+        result=ExplanationResult,
     ),
 )

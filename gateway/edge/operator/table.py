@@ -4,16 +4,31 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.edge.operator import alerts, channels, devices, fleets, releases, rollouts
+from gateway.edge.operator import (
+    alerts,
+    audit,
+    channels,
+    dead_letters,
+    devices,
+    fleets,
+    releases,
+    revocations,
+    rollouts,
+    tokens,
+)
 from gateway.edge.operator.route import AnyRoute
 
 SECTIONS: Final[tuple[tuple[str, tuple[AnyRoute, ...]], ...]] = (
     ("Fleets, keys and root documents", fleets.ROUTES),
     ("Channels", channels.ROUTES),
     ("Alerts", alerts.ROUTES),
+    ("Dead letters", dead_letters.ROUTES),
     ("Devices", devices.ROUTES),
     ("Releases and images", releases.ROUTES),
     ("Rollouts and deployments", rollouts.ROUTES),
+    ("Tokens of operators", tokens.ROUTES),
+    ("Revocations of devices' credentials", revocations.ROUTES),
+    ("Audit", audit.ROUTES),
 )
 TABLE: Final[tuple[AnyRoute, ...]] = tuple(route for _, routes in SECTIONS for route in routes)
 

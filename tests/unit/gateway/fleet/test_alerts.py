@@ -12,7 +12,7 @@ from device_sdk.wire.messages import Alert, Message
 from device_sdk.wire.names import ChannelName
 from gateway.errors import LimitExceededError, StorageUnavailableError
 from gateway.fleet.model import Appended
-from gateway.fleet.store import Replay
+from gateway.fleet.acts import Replay
 from tests.unit.gateway.session.node import FLEET, MemoryLog, World
 
 

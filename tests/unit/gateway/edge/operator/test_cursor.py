@@ -13,8 +13,11 @@ from gateway.edge.problem import RequestError
 names = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 
 
-@given(st.one_of(st.text(names, max_size=128), st.integers(0, 2**53 - 1), st.binary(max_size=32)))
-def test_a_cursor_comes_back_as_what_it_was_made_of(after: str | int | bytes) -> None:
+places = st.tuples(st.integers(-1, 2**53 - 1), st.integers(0, 2**53 - 1))
+
+
+@given(st.one_of(st.text(names, max_size=128), st.integers(0, 2**53 - 1), st.binary(max_size=32), places))
+def test_a_cursor_comes_back_as_what_it_was_made_of(after: str | int | bytes | tuple[int, int]) -> None:
     assert decode_cursor(encode_cursor("x.list", after), "x.list", type(after)) == after
 
 
@@ -47,6 +50,12 @@ def test_what_is_no_cursor_of_this_list_is_refused(text: str) -> None:
     with pytest.raises(RequestError) as refused:
         decode_cursor(text, "x.list", str)
     assert (refused.value.status, refused.value.code) == (400, "bad_cursor")
+
+
+@pytest.mark.parametrize("after", [[1], [1, "a"], [1, 2, 3], [-2, 1], [True, 1], 1])
+def test_places_that_no_list_has(after: object) -> None:
+    with pytest.raises(RequestError):
+        decode_cursor(raw(["x.list", after]), "x.list", tuple[int, int])
 
 
 @pytest.mark.parametrize("after", [True, -1, 2**53, 2**64 - 1])

@@ -18,11 +18,11 @@ from gateway.edge.operator.dispatch import Dispatcher
 from gateway.edge.operator.paging import page
 from gateway.edge.operator.results import FleetResult, Result
 from gateway.edge.operator.route import API, FLEET, Answer, AnyRoute, Call, ListOf, Outcome, Route
-from gateway.edge.operator.services import OperatorServices
 from gateway.errors import ConflictError, NotFoundError
+from gateway.fleet.acts import Replay
 from gateway.fleet.model import Fleet
-from gateway.fleet.store import Replay
 from gateway.identity import OperatorToken, Scope, new_token, token_sha256
+from tests.unit.gateway.edge.operator.services import services_of
 
 TOKENS = {name: new_token() for name in ("all", "acme", "reader", "publisher", "other", "revoked", "expired")}
 
@@ -80,7 +80,7 @@ class Things:
     async def make(self, call: Call[ThingBody, NoQuery]) -> Outcome:
         self.calls.append(call)
         result = ThingResult(name=call.body.name, fleet=call.fleet.name)
-        idempotency = call.idempotency(lambda thing: thing)
+        idempotency = call.act(lambda thing: thing).idempotency
         if idempotency is None:
             return Answer(result)
         known = self.answers.get((idempotency.token_id, idempotency.key))
@@ -107,8 +107,8 @@ class Things:
         store = call.services.fleets
         return await page(
             call,
-            lambda after, limit: store.fleets(after=after, limit=limit),
-            first="",
+            lambda after, limit: store.fleets(after=after or "", limit=limit),
+            kind=str,
             key=lambda fleet: str(fleet.name),
             show=FleetResult.of,
         )
@@ -126,7 +126,6 @@ class Things:
                 statuses=(201,),
                 result=ThingResult,
                 location=f"{FLEET}/things/{{name}}",
-                takes_idempotency_key=True,
             ),
             Route(
                 method="PUT",
@@ -173,16 +172,8 @@ def things() -> Things:
 
 @pytest.fixture
 def ask(ask_of: Callable, clock: FakeClock, fleets: FakeFleets, things: Things) -> Callable:
-    services = OperatorServices(
-        fleets=fleets,  # type: ignore
-        alerts=None,  # type: ignore
-        releases=None,  # type: ignore
-        rollouts=None,  # type: ignore
-        transfers=None,  # type: ignore
-        online_keys=None,  # type: ignore
-        sessions=None,  # type: ignore
-        clock=clock,
-        limits=OperatorLimits(body_size_bytes_max=100, body_timeout_s=0.01),
+    services = services_of(
+        fleets=fleets, clock=clock, limits=OperatorLimits(body_size_bytes_max=100, body_timeout_s=0.01)
     )
     return ask_of(Dispatcher(services).routes(things.table()))
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from gateway.clock import FakeClock
-from gateway.edge.operator import OperatorServices, operator_routes
+from gateway.edge.operator import operator_routes
 from gateway.errors import ConflictError
 from gateway.fleet.model import Channel, Device, Fleet, Subscription
 from gateway.identity import OperatorToken, Scope, new_token, token_sha256
+from tests.unit.gateway.edge.operator.services import services_of
 
 TOKEN = new_token()
 FLEET = Fleet(1, "acme", 0, 0)
@@ -61,7 +62,7 @@ class FakeStore:
         self._change()
         return replace(DEVICE, **changes)
 
-    async def delete_device(self, *_: Any) -> Device:
+    async def delete_device(self, *_: Any, **__: Any) -> Device:
         self._change()
         return DEVICE
 
@@ -69,7 +70,7 @@ class FakeStore:
         self._change()
         return SUBSCRIPTION
 
-    async def unsubscribe(self, *_: Any) -> bool:
+    async def unsubscribe(self, *_: Any, **__: Any) -> bool:
         self._change()
         return self.ends
 
@@ -80,7 +81,7 @@ class FakeStore:
         self._change()
         return CHANNEL
 
-    async def delete_channel(self, *_: Any) -> Channel:
+    async def delete_channel(self, *_: Any, **__: Any) -> Channel:
         self._change()
         return CHANNEL
 
@@ -92,6 +93,9 @@ class FakeStore:
 class FakeSessions:
     def __init__(self) -> None:
         self.told: list[tuple[str, int]] = []
+
+    def is_connected(self, _device_key: int) -> bool:
+        return False
 
     def __getattr__(self, name: str) -> Callable[[int], None]:
         return lambda key: self.told.append((name, key))
@@ -109,8 +113,7 @@ def sessions() -> FakeSessions:
 
 @pytest.fixture
 def ask(ask_of: Callable, clock: FakeClock, store: FakeStore, sessions: FakeSessions) -> Callable:
-    others: dict[str, Any] = dict.fromkeys(("alerts", "releases", "rollouts", "transfers", "online_keys"))
-    services = OperatorServices(fleets=store, sessions=sessions, clock=clock, **others)  # type: ignore
+    services = services_of(fleets=store, sessions=sessions, clock=clock)
     put = ask_of(operator_routes(services))
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
     return lambda method, path, body=None: put(

@@ -7,12 +7,13 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from gateway.edge.operator.body import JsonBody, NoBody, NoQuery, Page, RawBody, StreamedBody
+from gateway.edge.operator.body import JsonBody, NoBody, Page, RawBody, StreamedBody
 from gateway.edge.operator.reference import reference
 from gateway.edge.operator.route import AnyRoute, Call, Route
 from gateway.edge.operator.table import TABLE
 from gateway.identity import Scope
 
+WHOLE = ("keys.list", "subscriptions.list")  # one page by their nature
 PAGE = Path(__file__).parents[5] / "docs/reference/api.md"
 
 
@@ -27,13 +28,23 @@ def test_the_reference_is_current() -> None:
 @pytest.mark.parametrize("route", TABLE, ids=by_operation)
 class TestEveryRoute:
     def test_reading_asks_for_read_and_changing_for_more(self, route: AnyRoute) -> None:
-        assert (route.scope is Scope.READ) == (route.method in ("GET", "HEAD"))
+        is_reading = route.method in ("GET", "HEAD") and not route.operation.startswith("tokens.")
+        assert (route.scope is Scope.READ) == is_reading
 
     def test_only_fleets_themselves_stand_outside_of_a_fleet(self, route: AnyRoute) -> None:
-        assert route.is_fleet_bound or route.path == "/api/v1/fleets"
+        assert route.is_fleet_bound or route.is_shared or route.path == "/api/v1/fleets"
 
     def test_a_list_has_pages(self, route: AnyRoute) -> None:
-        assert route.query in (Page, NoQuery) or not route.operation.endswith(".list")
+        if route.operation.endswith(".list") and route.operation not in WHOLE:
+            assert issubclass(route.query, Page)
+
+    def test_what_has_a_version_is_changed_by_version(self, route: AnyRoute) -> None:
+        shown = [one for one in TABLE if one.method == "GET" and one.path == route.path]
+        if route.method in ("PUT", "PATCH", "DELETE") and shown and shown[0].is_versioned:
+            assert route.takes_if_match
+
+    def test_every_post_can_be_repeated(self, route: AnyRoute) -> None:
+        assert route.takes_idempotency_key == (route.method == "POST")
 
     def test_its_handler_takes_what_it_declares(self, route: AnyRoute) -> None:
         call = get_type_hints(route.handler)["call"]
@@ -63,7 +74,8 @@ class TestDeclaring:
             {"path": "/x"},
             {"body": RawBody("a/b", size_bytes_max=1)},
             {"method": "POST", "statuses": (201,)},
-            {"method": "POST", "takes_idempotency_key": True},
+            {"method": "POST", "statuses": (200, 202)},
+            {"path": "/api/v1/fleets/{fleet}/x", "is_shared": True},
             {"method": "POST", "is_versioned": True},
         ],
     )
