@@ -32,6 +32,7 @@ from gateway.clock import FakeClock
 from gateway.storage.engine import Database, DatabaseLimits, open_database, parse_url
 from gateway.storage.tables import metadata
 from gateway.telemetry import Metrics
+from tests.harness.nursery import Nursery
 
 T = TypeVar("T")
 # How long an example takes says more of the machine than of the code; pytest-timeout bounds the whole test.
@@ -49,6 +50,13 @@ def clock() -> FakeClock:
 @pytest.fixture
 def metrics() -> Metrics:
     return Metrics()
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Where gateways are started fast."""
+    with Nursery() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,10 @@ def free_port() -> int:
             return port
 
 
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("FLEETCAST_")}
+
+
 class GatewayProcess:
     """``async with GatewayProcess(folder, fleet=…, forward_auth_url=…) as gateway``.
 
@@ -112,8 +116,8 @@ class GatewayProcess:
         self._session = aiohttp.ClientSession()
         try:
             if not (self.folder / "operator.token").exists():
-                await self.command("db", "upgrade", "--config", str(self._config_file))
-                await self.command(
+                await self._run("db", "upgrade", "--config", str(self._config_file))
+                await self._run(
                     *("token", "create", "--name", "tests", "--scope", "admin", "--fleet", self.fleet),
                     *("--create-fleet", "--output", str(self.folder / "operator.token")),
                     *("--config", str(self._config_file)),
@@ -132,10 +136,17 @@ class GatewayProcess:
         await self._session.close()
         await self.stop()
 
+    async def _run(self, *arguments: str) -> None:
+        if self._nursery is None:
+            await self.command(*arguments)
+            return
+        status = await asyncio.to_thread(self._nursery.launch(*arguments, log=self.log_file).wait)
+        assert status == 0, f"fleetcast {' '.join(arguments)}:\n{self.log_tail()}"
+
     async def command(self, *arguments: str) -> str:
         """Run the CLI and return what it printed."""
         process = await asyncio.create_subprocess_exec(
-            str(CLI), *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            str(CLI), *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment()
         )
         out, err = await process.communicate()
         assert process.returncode == 0, f"fleetcast {' '.join(arguments)}: {err.decode()}"
@@ -150,7 +161,9 @@ class GatewayProcess:
         """Start the process, and wait for nothing."""
         assert self.process is None
         if self._nursery is not None:
-            self.process = self._nursery.launch(self._config_file, self.log_file)
+            self.process = self._nursery.launch(
+                "serve", "--config", str(self._config_file), log=self.log_file
+            )
             return
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
@@ -158,7 +171,7 @@ class GatewayProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={name: value for name, value in os.environ.items() if not name.startswith("FLEETCAST_")},
+                env=_environment(),
             )
 
     async def ready(self) -> None:
@@ -213,6 +226,15 @@ class GatewayProcess:
             if not answer.ok:
                 raise ApiError(answer.status, document or {})
             return document
+
+    async def metric(self, name: str) -> float:
+        """Return one value of ``/metrics``; ``name`` with its labels, as it stands there."""
+        assert self._session is not None
+        async with self._session.get(f"{self.url}/metrics") as answer:
+            for line in (await answer.text()).splitlines():
+                if line.startswith(f"{name} "):
+                    return float(line.rsplit(" ", 1)[1])
+        raise AssertionError(f"no metric {name}")
 
     def log_tail(self, lines: int = 30) -> str:
         return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])

@@ -1,12 +1,13 @@
 """Gateways that start ten times as fast: forked from a process that has imported everything.
 
-Each is a process of its own that runs ``fleetcast serve --config FILE``, like one from the command line; it
-only need not read a thousand modules first. For tests that start many. Run as a module this is the process
-that forks: it takes ``serve CONFIG LOG`` and ``poll PID``, a line each, and answers each with a line.
+Each is a process of its own that runs ``fleetcast ARGUMENTS``, as the command line does; it only need not
+read a thousand modules first. For tests that start many. Run as a module this is the process that forks: it
+takes ``["start", log, *arguments]`` and ``["poll", pid]``, a line each, and answers each with a line.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -30,7 +31,7 @@ class Forked:
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            answer = self._nursery.ask(f"poll {self.pid}")
+            answer = self._nursery.ask("poll", self.pid)
             self.returncode = None if answer == "running" else int(answer)
         return self.returncode
 
@@ -45,7 +46,7 @@ class Forked:
         deadline = None if timeout is None else time.monotonic() + timeout
         while (status := self.poll()) is None:
             if deadline is not None and time.monotonic() >= deadline:
-                raise subprocess.TimeoutExpired("fleetcast serve", timeout or 0)
+                raise subprocess.TimeoutExpired("fleetcast", timeout or 0)
             time.sleep(0.005)
         return status
 
@@ -69,13 +70,14 @@ class Nursery:
     ) -> None:
         self._process.communicate()
 
-    def launch(self, config: Path, log: Path) -> Forked:
-        return Forked(self, int(self.ask(f"serve {config} {log}")))
+    def launch(self, *arguments: str, log: Path) -> Forked:
+        """Start ``fleetcast ARGUMENTS``; what it says is appended to ``log``."""
+        return Forked(self, int(self.ask("start", str(log), *arguments)))
 
-    def ask(self, question: str) -> str:
+    def ask(self, *question: str | int) -> str:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{question}\n")
+        self._process.stdin.write(f"{json.dumps(question)}\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline().strip()
         assert answer, "the nursery ended"
@@ -89,13 +91,13 @@ def _main() -> None:
 
     running: set[int] = set()
     for line in sys.stdin:
-        match line.split():
-            case ["serve", config, log]:
-                pid = _serve(config, log)
+        match json.loads(line):
+            case ["start", log, *arguments]:
+                pid = _start(log, arguments)
                 running.add(pid)
                 answer = str(pid)
             case ["poll", number]:
-                pid, status = os.waitpid(int(number), os.WNOHANG)
+                pid, status = os.waitpid(number, os.WNOHANG)
                 running.discard(pid)
                 answer = str(os.waitstatus_to_exitcode(status)) if pid else "running"
         sys.stdout.write(f"{answer}\n")
@@ -104,7 +106,7 @@ def _main() -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _serve(config: str, log: str) -> int:
+def _start(log: str, arguments: list[str]) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -116,7 +118,7 @@ def _serve(config: str, log: str) -> int:
         opened = os.open(path, flags, 0o600)
         os.dup2(opened, number)
         os.close(opened)
-    sys.argv = ["fleetcast", "serve", "--config", config]
+    sys.argv = ["fleetcast", *arguments]
     from gateway.cli import main
 
     status = 1

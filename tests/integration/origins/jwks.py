@@ -1,7 +1,9 @@
 """An issuer of signed tokens: GET /jwks.json; its private keys never leave the process.
 
-    POST /_rotate  {kid, alg: ES256 | Ed25519, keep, publish}  make a key, publish it (alone, unless keep)
+    POST /_rotate  {kid, alg: ES256 | Ed25519, keep, publish, seed}  make a key, publish it (alone or kept)
     POST /_token   {kid, claims or raw, header}                sign claims with a key it ever had
+
+An Ed25519 key of a seed (64 hexadecimal digits) is the same again after a restart.
 
 Signatures are made with ``cryptography`` alone: what the gateway verifies with is not what made them.
 """
@@ -60,9 +62,12 @@ def make_app() -> web.Application:
         wanted = await request.json()
         kid = wanted["kid"]
         is_ed25519 = wanted.get("alg") == "Ed25519"
-        private[kid] = (
-            ed25519.Ed25519PrivateKey.generate() if is_ed25519 else ec.generate_private_key(ec.SECP256R1())
-        )
+        if "seed" in wanted:
+            private[kid] = ed25519.Ed25519PrivateKey.from_private_bytes(bytes.fromhex(wanted["seed"]))
+        elif is_ed25519:
+            private[kid] = ed25519.Ed25519PrivateKey.generate()
+        else:
+            private[kid] = ec.generate_private_key(ec.SECP256R1())
         if not wanted.get("keep", True):
             published.clear()
         if wanted.get("publish", True):
