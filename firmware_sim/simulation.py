@@ -13,6 +13,9 @@ from typing import Final
 
 from device_sdk import PublicKey
 from device_sdk.store import PowerLossError
+from device_sdk.transport.http import parse_gateway_url
+from device_sdk.wire.errors import MalformedError
+from device_sdk.wire.names import parse_fleet_name
 from firmware_sim.device import Provision, VirtualDevice
 from firmware_sim.errors import ScenarioError
 from firmware_sim.result import Result
@@ -29,7 +32,7 @@ class Simulation:
         seed: Instead of the scenario's.
 
     Raises:
-        ScenarioError: A device has no token.
+        ScenarioError: A device has no token, or nobody could be at ``url`` or of ``fleet``.
     """
 
     def __init__(
@@ -44,6 +47,11 @@ class Simulation:
     ) -> None:
         self.scenario = scenario
         self.seed = scenario.seed if seed is None else seed
+        try:
+            parse_gateway_url(url)
+            parse_fleet_name(fleet)
+        except (ValueError, MalformedError) as error:
+            raise ScenarioError([str(error)]) from error
         plans = plan(scenario)
         missing = [one.device_id for one in plans if one.device_id not in tokens]
         if missing:

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
 
-from device_sdk import SlotInstaller
+from device_sdk import SlotInstaller, SystemClock
+from device_sdk.transport.http import Endpoint, open_session, parse_gateway_url
+from device_sdk.transport.link import LinkClosedError
+from device_sdk.transport.websocket import WebSocketTransport
+from device_sdk.wire.messages import CBOR_SUBPROTOCOL, Ack, FromDevice, FromGateway, Hello
+from firmware_sim.dice import Dice
+from firmware_sim.link import FaultyTransport, LinkState
+from firmware_sim.scenario import LinkFaults
+from firmware_sim.trace import Trace
 from tests.harness.gateway import GatewayProcess
 from tests.harness.operator import Operator
 
@@ -188,11 +201,49 @@ async def test_what_is_not_as_expected_is_said_and_the_exit_status_is_1(stage: S
     assert sorted(result["unmet"]) == ["sim-0001", "sim-0002"]
 
 
-async def test_device_without_power_leaves_without_a_word(stage: Stage) -> None:
-    (stage.folder / "scenario.toml").write_text(
-        'devices = 1\nduration_s = 60\n[[group]]\nname = "a"\n[group.flash]\npower_cuts = 1\n'
-        'power_cut_bytes = 30000\n[group.expect]\nstate = "committed"\n'
-    )
-    status, result = await stage.simulate()
-    assert (status, result["faults"]) == (0, {"power_cut": 1})
-    assert stage.image("sim-0001") == IMAGE
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_link_that_breaks_leaves_without_a_close_frame(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def frames_at_the_end(cut: float) -> tuple[object, object]:
+        over: asyncio.Future[tuple[object, object]] = asyncio.get_running_loop().create_future()
+
+        async def peer(connection: ServerConnection) -> None:
+            try:
+                async for _ in connection:
+                    pass
+                over.set_result((connection.close_code, None))
+            except ConnectionClosed as error:
+                over.set_result((connection.close_code, error.rcvd))
+
+        async with serve(peer, "127.0.0.1", 0, subprotocols=[Subprotocol(CBOR_SUBPROTOCOL)]) as server:
+            port = next(iter(server.sockets)).getsockname()[1]
+            url = parse_gateway_url(f"http://127.0.0.1:{port}")
+            async with open_session() as session:
+                transport = FaultyTransport(
+                    WebSocketTransport(session, Endpoint(url=url, fleet=FLEET, device_id="dev-1")),
+                    faults=LinkFaults(cut=cut),
+                    dice=Dice(1, "dev-1"),
+                    state=LinkState(),
+                    trace=Trace(),
+                    watch=_Nobody(),
+                    clock=SystemClock(),
+                    is_powered=lambda: True,
+                )
+                link = await transport.connect(Hello(protocol=1, window=1, boot_id=bytes(16)), "token")
+                with contextlib.suppress(LinkClosedError):
+                    await link.send([Ack(window=1)])
+                await link.close()
+            return await over
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert runner.run(frames_at_the_end(1.0)) == (1006, None)
+        assert runner.run(frames_at_the_end(0.0)) == (1000, None)
+
+
+class _Nobody:
+    def received(self, message: FromGateway) -> None:
+        pass
+
+    def sent(self, message: FromDevice) -> None:
+        pass

@@ -72,6 +72,8 @@ def test_devices_without_tokens_are_usage(tmp_path: Path) -> None:
     status, _, errors = invoke(*run)
     assert status == 2
     assert "19 devices have no token, for example sim-0002" in errors
+    for wrong in (("--url", "gateway.example"), ("--fleet", "~x")):
+        assert invoke(*run, *wrong)[0] == 2
     key.write_text("no key")
     assert invoke(*run)[0] == 2
 
