@@ -224,10 +224,6 @@ class SocketSession(Session):
     def holds(self, token_sha256: bytes) -> bool:
         return Credential.unpacked(self._credential).sha256 == token_sha256
 
-    def revoke(self) -> None:
-        self._admission.identity.forget(Credential.unpacked(self._credential))
-        super().revoke()
-
     async def _check(self) -> None:
         try:
             verdict = await self._admission.revalidate(self, Credential.unpacked(self._credential))
