@@ -14,8 +14,8 @@ from gateway.fleet.facts import DeadLettered, IntervalClosed, IntervalOpened, Re
 from gateway.storage import Database, SQLFleetStore
 from gateway.storage.backup import check_unused, copy_database
 from gateway.storage.engine import DatabaseLimits, open_database
-from gateway.storage.epochs import renew_epochs
-from gateway.storage.tables import channel
+from gateway.storage.epochs import _FOLLOW, renew_epochs
+from gateway.storage.tables import channel, metadata
 from gateway.telemetry import Metrics
 from tests.contract.world import World, standing_in
 
@@ -105,6 +105,11 @@ async def test_the_log_goes_on_where_the_backup_ends(world: World) -> None:
     appended = await world.publish(fleet)
     assert appended.messages[0].offset == 3
     assert appended.channel.epoch != made.epoch
+
+
+def test_every_table_that_names_an_epoch_follows() -> None:
+    named = {table.name for table in metadata.tables.values() if {"channel_id", "epoch"} <= set(table.c.keys())}
+    assert named == {statement.split()[1] for statement in _FOLLOW}
 
 
 async def test_it_is_all_or_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

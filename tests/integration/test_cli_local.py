@@ -183,7 +183,8 @@ class TestRestored:
         run(*CREATE, "--fleet", "acme", "--create-fleet")
         with sqlite3.connect("fleetcast-data/fleetcast.db") as connection:
             connection.execute(
-                "INSERT INTO channel (fleet_id, name, kind, epoch, created_at) VALUES (1, 'ops', 'alert', 7, 0)"
+                "INSERT INTO channel (fleet_id, name, kind, epoch, created_at)"
+                " VALUES (1, 'ops', 'alert', 7, 0)"
             )
         connection.close()
         assert json.loads(run("db", "restored", "--json").stdout) == {"channels": 1}
