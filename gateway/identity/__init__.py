@@ -1,8 +1,9 @@
 """Who a device and who an operator is.
 
 Devices are judged by the operator's origin (``service``, by way of the ``Judge`` port that ``gateway.origin``
-implements); ``verdict`` is what it says, ``validity`` how long that carries a session. Operators have tokens
-of our own (``operator``).
+implements); ``verdict`` is what it says, ``validity`` how long that carries a session, ``tickets`` what
+stands in for it for a while, ``revocations`` what was taken back. Operators have tokens of our own
+(``operator``).
 """
 
 from gateway.identity.credential import Credential
@@ -18,7 +19,16 @@ from gateway.identity.operator import (
     parse_scopes,
     token_sha256,
 )
+from gateway.identity.revocations import RevocationFeed, RevocationRow, Revocations, RevocationSource
 from gateway.identity.service import Identity, Judge, UnconfiguredJudge
+from gateway.identity.tickets import (
+    Resumption,
+    TicketKey,
+    TicketKeys,
+    TicketKeyStore,
+    Tickets,
+    VoidTicketError,
+)
 from gateway.identity.validity import Validity, after_unknown, validity
 from gateway.identity.verdict import (
     AttributeValue,
@@ -42,10 +52,20 @@ __all__ = [
     "Operator",
     "OperatorToken",
     "OperatorTokenStore",
+    "Resumption",
+    "RevocationFeed",
+    "RevocationRow",
+    "RevocationSource",
+    "Revocations",
     "Scope",
+    "TicketKey",
+    "TicketKeyStore",
+    "TicketKeys",
+    "Tickets",
     "UnconfiguredJudge",
     "Validity",
     "Verdict",
+    "VoidTicketError",
     "after_unknown",
     "authenticate",
     "authorise",

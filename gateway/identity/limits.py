@@ -22,6 +22,9 @@ class IdentityLimits:
         guard_refusals_min: Refused tokens that were lately accepted, within a minute, that make the origin
             suspect (PROTOCOL §4.8) …
         guard_share: … if they are also more than this share of all tokens refused in that minute.
+        ticket_life_s: How long after the origin's word a ticket stands in for it; 0: none are given.
+        revocations_behind_max_s: A node that read the feed of revocations longer ago takes no tickets.
+        revocations_max: Tokens, and devices, that are remembered as revoked; the oldest go.
     """
 
     positive_cache_s: float = 60.0
@@ -34,6 +37,9 @@ class IdentityLimits:
     origin_stale_max_s: float = 3600.0
     guard_refusals_min: int = 50
     guard_share: float = 0.2
+    ticket_life_s: float = 900.0
+    revocations_behind_max_s: float = 10.0
+    revocations_max: int = 1_000_000
 
     def __post_init__(self) -> None:
         assert 0 <= self.negative_cache_s <= self.positive_cache_s, "a refusal is never kept longer"
@@ -45,3 +51,5 @@ class IdentityLimits:
         assert self.origin_stale_max_s >= 0, "seconds"
         assert self.guard_refusals_min > 0, "one refusal is no storm"
         assert 0 < self.guard_share < 1, "a share"
+        assert 0 <= self.ticket_life_s <= 900, "15 min since the origin's word (PROTOCOL §5.4)"
+        assert self.revocations_max > 0, "nothing could be taken back"

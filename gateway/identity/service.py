@@ -22,13 +22,13 @@ from gateway.identity.cache import ExpiringCache
 from gateway.identity.credential import Credential
 from gateway.identity.guard import WINDOW_S, RefusalGuard
 from gateway.identity.limits import IdentityLimits
+from gateway.identity.revocations import Revocations
+from gateway.identity.tickets import Resumption, Tickets, VoidTicketError
 from gateway.identity.validity import CLOCK_SKEW_S
 from gateway.identity.verdict import Verdict
 from gateway.telemetry import Metrics, SparseLog, logger
 
 _log = logger("identity")
-
-REVOKED_MAX: Final = 100_000  # tokens kept as revoked
 
 _RETRY_AFTER_S: Final = 5.0  # where the node itself is busy; the origin's own failures bring their wait
 
@@ -107,6 +107,8 @@ class Identity:
         self._judge = judge
         self._clock = clock
         self._metrics = metrics or Metrics()
+        self.revocations = Revocations(self.limits, clock=clock)
+        self.tickets = Tickets(self.revocations, limits=self.limits, clock=clock)
         self._accepted: ExpiringCache[Verdict] = ExpiringCache(self.limits.cache_entries_max)
         self._refused: ExpiringCache[_Refusal] = ExpiringCache(self.limits.cache_entries_max // 10)
         self._guard = RefusalGuard(self.limits)
@@ -115,7 +117,6 @@ class Identity:
         self._waiting = 0
         self._sparse = SparseLog(_log)
         self._was_suspect = False
-        self._revoked: dict[bytes, None] = {}  # tokens by hash; the oldest first
         self._metrics.refusal_alarm.set_function(lambda: float(self.is_origin_suspect))
 
     async def admit(
@@ -143,11 +144,14 @@ class Identity:
             OriginUnavailableError: Unknown; ``retry_after_s`` says when to come back. Also while the origin
                 is suspect (``origin_suspect``), in the place of refusals (PROTOCOL §4.8).
         """
-        # Not counted by the guard: it is no word of the origin's.
-        if self._revoked and credential.sha256 in self._revoked:
-            raise CredentialRevokedError("an operator took the token back")
         key = self._judge.key(credential)
+        self._check_revoked(key, credential, claimed_fleet)
         outcome = await self._outcome(key, credential, fresh=fresh)
+        if isinstance(outcome, Verdict) and self.revocations.voids(outcome):
+            outcome = await self._outcome(key, credential, fresh=True)
+            if isinstance(outcome, Verdict) and self.revocations.voids(outcome):
+                # The question was under way when the device was revoked.
+                outcome = OriginUnavailableError("revoked meanwhile", retry_after_s=1.0)
         if isinstance(outcome, OriginUnavailableError):
             raise OriginUnavailableError(
                 outcome.detail, code=outcome.code, retry_after_s=outcome.retry_after_s
@@ -157,8 +161,32 @@ class Identity:
         named = (outcome.fleet, outcome.device_id)
         if (claimed_fleet or outcome.fleet, claimed_device or outcome.device_id) != named:
             self._refuse(key, _Refusal(WrongIdentityError, "the claim differs", WrongIdentityError.code))
+        self._check_revoked(key, credential, outcome.fleet)
         self._guard.accepted(key, self._clock.monotonic())
         return outcome
+
+    def resume(
+        self,
+        credential: Credential,
+        ticket: bytes,
+        *,
+        claimed_fleet: str | None,
+        claimed_device: str | None,
+    ) -> Resumption | None:
+        """Return who shows ``ticket`` with ``credential``, without a question; None: it is as none."""
+        try:
+            resumption = self.tickets.open(
+                ticket,
+                token_sha256=credential.sha256,
+                claimed_fleet=claimed_fleet,
+                claimed_device=claimed_device,
+            )
+        except VoidTicketError as void:
+            self._metrics.tickets_void[void.reason].inc()
+            return None
+        self._metrics.verdicts["ticket"].inc()
+        self._guard.accepted(self._judge.key(credential), self._clock.monotonic())
+        return resumption
 
     def key(self, credential: Credential) -> bytes:
         """Return what ``credential`` is known by: two with one key are one question to the origin."""
@@ -176,14 +204,11 @@ class Identity:
         self._guard.forget(key)
 
     def revoke(self, token_sha256: bytes) -> None:
-        """Refuse the token from now on, whatever the origin says. Of ``REVOKED_MAX`` the oldest goes."""
-        self._revoked.pop(token_sha256, None)
-        self._revoked[token_sha256] = None
-        if len(self._revoked) > REVOKED_MAX:
-            del self._revoked[next(iter(self._revoked))]
+        """Refuse the token from now on, whatever the origin says; its row of the feed comes later."""
+        self.revocations.refuse(token_sha256)
 
     def forget_device(self, fleet: FleetName, device_id: DeviceId) -> None:
-        """Drop what is known of the device's credentials: the origin is asked anew for each."""
+        """Ask the origin anew for whatever the device presents."""
         self._accepted.drop_where(lambda verdict: (verdict.fleet, verdict.device_id) == (fleet, device_id))
 
     @property
@@ -238,9 +263,14 @@ class Identity:
             self._waiting -= 1
             self._metrics.origin_waiting.set(self._waiting)
         started_at = self._clock.monotonic()
+        seen = self.revocations.sequence
         kind = "unknown"
         try:
-            outcome = self._keep(key, await self._judge.judge(credential))
+            verdict = await self._judge.judge(credential)
+            if self.revocations.predates(verdict):
+                self._guard.forget(key)
+                raise CredentialRevokedError("issued before the device was revoked")
+            outcome = self._keep(key, replace(verdict, seen=seen, issued_at=None))
             kind = "accepted" if isinstance(outcome, Verdict) else "unknown"
             return outcome
         except CredentialRefusedError as error:
@@ -276,6 +306,12 @@ class Identity:
         self._refused.drop(key)
         self._accepted.put(key, verdict, ends_at=self._clock.monotonic() + life_s)
         return verdict
+
+    def _check_revoked(self, key: bytes, credential: Credential, fleet: str | None) -> None:
+        """Raise CredentialRevokedError if the token was taken back in ``fleet``, or in whatever it claims."""
+        if self.revocations.is_revoked(credential.sha256, fleet):
+            self._guard.forget(key)  # expected, and no sign that the origin is wrong
+            raise CredentialRevokedError("an operator took the token back")
 
     def _refuse(self, key: bytes, refusal: _Refusal) -> NoReturn:
         now = self._clock.monotonic()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from sys import intern
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, cast
@@ -59,8 +59,10 @@ class Verdict:
         attributes: The ``origin.*`` attributes, authoritative.
         expires_at: End of the credential, ms UTC; None: the origin named none.
         judged_at: When the origin said so, ms UTC.
-        cache_s: How long the origin lets it be reused; None: it does not say. This and ``judged_at`` are
+        cache_s: How long the origin lets it be reused; None: it does not say. This and what is around it are
             about the answer, not in it: equal verdicts may differ in them.
+        seen: Of the feed of revocations, what this node had read when it asked.
+        issued_at: When the credential was made, ms UTC; None: not said, or no longer of interest.
     """
 
     device_id: DeviceId
@@ -70,6 +72,8 @@ class Verdict:
     expires_at: int | None = None
     judged_at: int = field(default=0, compare=False)
     cache_s: float | None = field(default=None, compare=False)
+    seen: int = field(default=0, compare=False)
+    issued_at: int | None = field(default=None, compare=False)
 
 
 def parse_json(raw: bytes) -> object:
@@ -100,16 +104,24 @@ def parse_verdict(document: object) -> Verdict:
 
 
 def parse_claims(document: object) -> Verdict:
-    """Return the verdict in an RFC 7662 answer or a JWT's claims: ``sub, fleet, channels, attributes, exp``.
+    """Return the verdict in an RFC 7662 answer or a JWT's claims.
 
-    ``exp`` is a NumericDate: seconds, perhaps with a fraction (RFC 7519 §2). Whether the answer is active, or
-    the token well signed and in its time, is the caller's business.
+    They are ``sub, fleet, channels, attributes, exp, iat``.
+
+    ``exp`` is a NumericDate: seconds, perhaps with a fraction (RFC 7519 §2); so is ``iat``, or it
+    is ignored. Whether the answer is active, or the token well signed and in its time, is the caller's
+    business.
 
     Raises:
         MalformedError: As ``parse_verdict``.
     """
     fields = _mapping(document, "the claims")
-    return _verdict(fields, device_key="sub", expires_at=_numeric_date(fields.get("exp")))
+    try:
+        issued_at = _numeric_date(fields.get("iat"))
+    except MalformedError:
+        issued_at = None  # it is of use to us, and not needed
+    verdict = _verdict(fields, device_key="sub", expires_at=_numeric_date(fields.get("exp")))
+    return verdict if issued_at is None else replace(verdict, issued_at=issued_at)
 
 
 def parse_verdict_headers(headers: Mapping[str, str]) -> Verdict:
@@ -177,11 +189,21 @@ def _channels(value: object) -> tuple[ChannelGrant, ...]:
             raise MalformedError("a channel's kind is alert or update")
         if kinds.setdefault(name, kind) != kind:
             raise MalformedError("a channel is named with two kinds")
-    grants = tuple(ChannelGrant(name, kinds[name]) for name in sorted(kinds))
-    # The devices of a fleet mostly have the same channels: they share one tuple.
+    return shared_channels(tuple(ChannelGrant(name, kinds[name]) for name in sorted(kinds)))
+
+
+def shared_channels(grants: tuple[ChannelGrant, ...]) -> tuple[ChannelGrant, ...]:
+    """Return ``grants`` as the one tuple that all devices with these channels share; mostly they are many."""
     if len(_SHARED) >= _SHARED_LEN_MAX:
         _SHARED.clear()
     return _SHARED.setdefault(grants, grants)
+
+
+def shared_attributes(attributes: Mapping[str, AttributeValue]) -> Mapping[str, AttributeValue]:
+    """Return ``attributes`` with names that all devices share; of none, one mapping for all."""
+    if not attributes:
+        return _NO_ATTRIBUTES
+    return {intern(name): value for name, value in attributes.items()}
 
 
 def _attributes(value: object) -> Mapping[str, AttributeValue]:
@@ -190,13 +212,13 @@ def _attributes(value: object) -> Mapping[str, AttributeValue]:
     fields = _mapping(value, "attributes")
     if len(fields) > ATTRIBUTES_MAX:
         raise MalformedError(f"more than {ATTRIBUTES_MAX} attributes")
-    if not fields:
-        return _NO_ATTRIBUTES
-    return {
-        intern(parse_channel_name(name)): _attribute(attribute)
-        for name, attribute in fields.items()
-        if attribute is not None
-    }
+    return shared_attributes(
+        {
+            parse_channel_name(name): _attribute(attribute)
+            for name, attribute in fields.items()
+            if attribute is not None
+        }
+    )
 
 
 def _attribute(value: object) -> AttributeValue:

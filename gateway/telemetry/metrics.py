@@ -20,7 +20,18 @@ TRANSPORTS: Final = ("websocket", "longpoll")
 DELIVERY_KINDS: Final = ("live", "page", "redelivery")
 DEAD_LETTER_REASONS: Final = ("nacked", "expired", "attempts")
 ORIGIN_OUTCOMES: Final = ("accepted", "refused", "unknown")
-CACHE_RESULTS: Final = ("hit", "refused", "joined", "miss")
+CACHE_RESULTS: Final = ("hit", "refused", "joined", "miss", "ticket")
+VOID_REASONS: Final = (
+    "behind",
+    "malformed",
+    "unknown_key",
+    "forged",
+    "expired",
+    "wrong_token",
+    "wrong_claim",
+    "revoked",
+    "re_enrolled",
+)
 CIRCUIT_STATES: Final = ("closed", "half_open", "open")
 REPORT_STATUSES: Final = ("recorded", "duplicate", "refused")
 ROLLOUT_STATES: Final = ("running", "paused", "aborted", "finished")
@@ -143,6 +154,10 @@ class Metrics:
         self.verdicts = self._counters(
             "identity_verdicts", "Tokens judged, by where the verdict came from.", "result", CACHE_RESULTS
         )
+        self.tickets_void = self._counters(
+            "identity_tickets_void", "Tickets shown that were as none, by reason.", "reason", VOID_REASONS
+        )
+        self.revocations = self._counter("identity_revocations", "Revocations read from the feed.")
         self.refusal_alarm = self._gauge(
             "identity_refusal_alarm", "1 while refusals of lately accepted tokens are answered as retryable."
         )
