@@ -31,6 +31,7 @@ from device_sdk.wire.messages import (
     Recorded,
     Report,
     Roots,
+    StatementMessage,
     Subscriptions,
     Update,
     Welcome,
@@ -213,7 +214,11 @@ class Session:
         heads: dict[str, Position] = {}
         first: list[Message] = []
         if connected.root_document is not None:
+            # It brings the key that the statement is signed with, so it comes before.
             first.append(Roots((connected.root_document,)))
+            if statement is not None:
+                first.append(StatementMessage(statement))
+                statement = None
         attempted: list[Lane] = []
         lanes = []
         has_rebooted = connected.previous_boot_id not in (None, hello.boot_id)

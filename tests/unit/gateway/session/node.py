@@ -379,6 +379,7 @@ class World:
         connected: Connected | None = None,
         is_json: bool = False,
         boot_id: bytes = b"b" * 16,
+        statement: bytes | None = None,
         of: type[PushedSession] = PushedSession,
         **attributes: Any,
     ) -> Any:
@@ -389,7 +390,7 @@ class World:
         session.start(
             hello,
             connected or self.connected(*names),
-            statement=None,
+            statement=statement,
             spread_s=0,
             now=self.clock.monotonic(),
         )

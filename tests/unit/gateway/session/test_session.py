@@ -20,6 +20,7 @@ from device_sdk.wire.messages import (
     Recorded,
     Report,
     Roots,
+    StatementMessage,
     Subscriptions,
     Update,
     Welcome,
@@ -73,6 +74,15 @@ class TestWelcome:
         await world.settle()
         kinds = [type(message) for message in session.taken()]
         assert kinds == [Welcome, Roots, Cancel, Alert]
+
+
+    @pytest.mark.parametrize("root", [None, b"root"], ids=["known-root", "new-root"])
+    async def test_brings_the_statement_once_its_key_is_known(self, world: World, root: bytes | None) -> None:
+        connected = replace(world.connected("ops"), root_document=root)
+        welcome, *rest = world.session(connected=connected, statement=b"signed").taken()
+        assert isinstance(welcome, Welcome)
+        assert welcome.statement == (b"signed" if root is None else None)
+        assert rest == ([] if root is None else [Roots((root,)), StatementMessage(b"signed")])
 
 
 class TestPosition:
