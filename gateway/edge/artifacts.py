@@ -237,7 +237,6 @@ class ArtifactTransfers:
                 _log.warning("download_cut", digest=digest, error=type(error).__name__)
             if request.transport is not None:
                 request.transport.abort()
-            raise ConnectionResetError("the download was cut") from error
         finally:
             await asyncio.shield(self._thread(opened.close))
         return response
