@@ -40,12 +40,12 @@ CHANNELS = ("ops", "weather", "door")
 UPDATES = "firmware"
 RELEASE_KEY = PrivateKey.from_seed(bytes([10] * 32))
 ROUNDS_A_ROLLOUT = 5
-ALERTS_A_ROUND = 40
-REPORTS_A_ROUND = 60
+ALERTS_A_ROUND = 30
+REPORTS_A_ROUND = 50
 PUBLISHERS = 4
 WAIT_S = 30
 KINDS = [(False, "cbor"), (False, "json"), (True, "cbor"), (True, "json")]
-MEMBERS = 24
+MEMBERS = 20
 
 
 @pytest.mark.timeout(300)  # twenty starts on a machine that does ten other things; 40 s on an idle one
