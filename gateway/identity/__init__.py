@@ -22,7 +22,6 @@ from gateway.identity.operator import (
 from gateway.identity.revocations import RevocationFeed, RevocationRow, Revocations, RevocationSource
 from gateway.identity.service import Identity, Judge, UnconfiguredJudge
 from gateway.identity.tickets import (
-    Resumption,
     TicketKey,
     TicketKeys,
     TicketKeyStore,
@@ -34,6 +33,7 @@ from gateway.identity.verdict import (
     AttributeValue,
     ChannelGrant,
     ChannelKind,
+    ResumedVerdict,
     Verdict,
     parse_claims,
     parse_json,
@@ -52,7 +52,7 @@ __all__ = [
     "Operator",
     "OperatorToken",
     "OperatorTokenStore",
-    "Resumption",
+    "ResumedVerdict",
     "RevocationFeed",
     "RevocationRow",
     "RevocationSource",

@@ -23,9 +23,9 @@ from gateway.identity.credential import Credential
 from gateway.identity.guard import WINDOW_S, RefusalGuard
 from gateway.identity.limits import IdentityLimits
 from gateway.identity.revocations import Revocations
-from gateway.identity.tickets import Resumption, Tickets, VoidTicketError
+from gateway.identity.tickets import Tickets, VoidTicketError
 from gateway.identity.validity import CLOCK_SKEW_S
-from gateway.identity.verdict import Verdict
+from gateway.identity.verdict import ResumedVerdict, Verdict
 from gateway.telemetry import Metrics, SparseLog, logger
 
 _log = logger("identity")
@@ -172,10 +172,10 @@ class Identity:
         *,
         claimed_fleet: str | None,
         claimed_device: str | None,
-    ) -> Resumption | None:
+    ) -> ResumedVerdict | None:
         """Return who shows ``ticket`` with ``credential``, without a question; None: it is as none."""
         try:
-            resumption = self.tickets.open(
+            verdict = self.tickets.open(
                 ticket,
                 token_sha256=credential.sha256,
                 claimed_fleet=claimed_fleet,
@@ -186,7 +186,7 @@ class Identity:
             return None
         self._metrics.verdicts["ticket"].inc()
         self._guard.accepted(self._judge.key(credential), self._clock.monotonic())
-        return resumption
+        return verdict
 
     def key(self, credential: Credential) -> bytes:
         """Return what ``credential`` is known by: two with one key are one question to the origin."""

@@ -19,20 +19,19 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from sys import intern
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from device_sdk.wire.limits import TICKET_SIZE_MAX
-from device_sdk.wire.names import ChannelName, DeviceId, FleetName
+from device_sdk.wire.names import DeviceId, FleetName
 from gateway.clock import Clock
 from gateway.errors import GatewayError
 from gateway.identity.limits import IdentityLimits
 from gateway.identity.revocations import Revocations
 from gateway.identity.validity import CLOCK_SKEW_S
-from gateway.identity.verdict import ChannelGrant, ChannelKind, Verdict, shared_attributes, shared_channels
+from gateway.identity.verdict import ResumedVerdict, Verdict
 from gateway.telemetry import SparseLog, logger
 
 _log = logger("identity")
@@ -77,19 +76,6 @@ class TicketKey:
         return cls(secrets.randbits(32), secrets.token_bytes(KEY_SIZE), now_ms)
 
 
-@dataclass(frozen=True, slots=True)
-class Resumption:
-    """Who shows a good ticket.
-
-    Attributes:
-        verdict: As the origin gave it, with the time of then.
-        enrolment_id: The device must still have it: known once its hello is committed.
-    """
-
-    verdict: Verdict
-    enrolment_id: bytes
-
-
 class _Sealed(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     fleet: str
     device_id: str
@@ -99,8 +85,6 @@ class _Sealed(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_field
     ends_at: int  # of the ticket
     expires_at: int | None  # of the credential
     seen: int
-    channels: tuple[tuple[str, ChannelKind], ...]
-    attributes: dict[str, str | int | float | bool]
 
 
 class Tickets:
@@ -127,8 +111,7 @@ class Tickets:
     def seal(self, verdict: Verdict, *, enrolment_id: bytes, token_sha256: bytes) -> bytes | None:
         """Return a ticket for who was judged so with that token; None: there is none to be had.
 
-        It ends with the credential, and ``ticket_life_s`` after the origin's word. A verdict with so many
-        channels and attributes that the ticket would be too long has none: that device is judged each time.
+        It ends with the credential, and ``ticket_life_s`` after the origin's word.
         """
         now_ms = self._clock.now_ms()
         ends_at = verdict.judged_at + self._life_ms
@@ -146,13 +129,10 @@ class Tickets:
             ends_at,
             verdict.expires_at,
             verdict.seen,
-            verdict.channels,
-            dict(verdict.attributes),
         )
         head = VERSION + key.id.to_bytes(4, "big")
         nonce = secrets.token_bytes(_NONCE_SIZE)
-        ticket = head + nonce + self._ciphers[key.id].encrypt(nonce, self._encode(sealed), head)
-        return ticket if len(ticket) <= TICKET_SIZE_MAX else None
+        return head + nonce + self._ciphers[key.id].encrypt(nonce, self._encode(sealed), head)
 
     def open(
         self,
@@ -161,7 +141,7 @@ class Tickets:
         token_sha256: bytes,
         claimed_fleet: str | None,
         claimed_device: str | None,
-    ) -> Resumption:
+    ) -> ResumedVerdict:
         """Return who shows ``ticket`` with the token of that hash.
 
         Raises:
@@ -178,10 +158,17 @@ class Tickets:
         named = (sealed.fleet, sealed.device_id)
         if (claimed_fleet or sealed.fleet, claimed_device or sealed.device_id) != named:
             raise VoidTicketError("wrong_claim")
-        verdict = _verdict(sealed)
+        verdict = ResumedVerdict(
+            device_id=DeviceId(sealed.device_id),
+            fleet=FleetName(intern(sealed.fleet)),
+            expires_at=sealed.expires_at,
+            judged_at=sealed.judged_at,
+            seen=sealed.seen,
+            enrolment_id=sealed.enrolment_id,
+        )
         if self._revocations.is_revoked(token_sha256, verdict.fleet) or self._revocations.voids(verdict):
             raise VoidTicketError("revoked")
-        return Resumption(verdict, sealed.enrolment_id)
+        return verdict
 
     def _sealing_key(self, now_ms: int) -> TicketKey | None:
         """Return the newest key that every node knows; of a ring without one, the oldest."""
@@ -203,19 +190,6 @@ class Tickets:
         except msgspec.MsgspecError:
             # Ours by its seal, and of another form: a node of another release made it.
             raise VoidTicketError("malformed") from None
-
-
-def _verdict(sealed: _Sealed) -> Verdict:
-    channels: tuple[Any, ...] = tuple(ChannelGrant(ChannelName(name), kind) for name, kind in sealed.channels)
-    return Verdict(
-        device_id=DeviceId(sealed.device_id),
-        fleet=FleetName(intern(sealed.fleet)),
-        channels=shared_channels(channels),
-        attributes=shared_attributes(sealed.attributes),
-        expires_at=sealed.expires_at,
-        judged_at=sealed.judged_at,
-        seen=sealed.seen,
-    )
 
 
 class TicketKeyStore(Protocol):

@@ -68,12 +68,32 @@ class Verdict:
     device_id: DeviceId
     fleet: FleetName
     channels: tuple[ChannelGrant, ...] = ()
-    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+    attributes: Mapping[str, AttributeValue] = field(default_factory=lambda: _NO_ATTRIBUTES)
     expires_at: int | None = None
     judged_at: int = field(default=0, compare=False)
     cache_s: float | None = field(default=None, compare=False)
     seen: int = field(default=0, compare=False)
     issued_at: int | None = field(default=None, compare=False)
+
+    def grants_as(self, other: Verdict) -> bool:
+        """Return whether both surely mean the same channels and attributes."""
+        if isinstance(self, ResumedVerdict) or isinstance(other, ResumedVerdict):
+            return False
+        return (self.channels, self.attributes) == (other.channels, other.attributes)
+
+
+@dataclass(frozen=True, slots=True)
+class ResumedVerdict(Verdict):
+    """What a ticket says: who, by the origin's word of ``judged_at``, and until when.
+
+    What the device has, channels and attributes, is not in it: the database has what the origin said last,
+    and that may be newer than the ticket.
+
+    Attributes:
+        enrolment_id: As which the device must still be enrolled; empty once that was looked up.
+    """
+
+    enrolment_id: bytes = b""
 
 
 def parse_json(raw: bytes) -> object:
@@ -189,21 +209,11 @@ def _channels(value: object) -> tuple[ChannelGrant, ...]:
             raise MalformedError("a channel's kind is alert or update")
         if kinds.setdefault(name, kind) != kind:
             raise MalformedError("a channel is named with two kinds")
-    return shared_channels(tuple(ChannelGrant(name, kinds[name]) for name in sorted(kinds)))
-
-
-def shared_channels(grants: tuple[ChannelGrant, ...]) -> tuple[ChannelGrant, ...]:
-    """Return ``grants`` as the one tuple that all devices with these channels share; mostly they are many."""
+    grants = tuple(ChannelGrant(name, kinds[name]) for name in sorted(kinds))
+    # The devices of a fleet mostly have the same channels: they share one tuple.
     if len(_SHARED) >= _SHARED_LEN_MAX:
         _SHARED.clear()
     return _SHARED.setdefault(grants, grants)
-
-
-def shared_attributes(attributes: Mapping[str, AttributeValue]) -> Mapping[str, AttributeValue]:
-    """Return ``attributes`` with names that all devices share; of none, one mapping for all."""
-    if not attributes:
-        return _NO_ATTRIBUTES
-    return {intern(name): value for name, value in attributes.items()}
 
 
 def _attributes(value: object) -> Mapping[str, AttributeValue]:
@@ -212,13 +222,13 @@ def _attributes(value: object) -> Mapping[str, AttributeValue]:
     fields = _mapping(value, "attributes")
     if len(fields) > ATTRIBUTES_MAX:
         raise MalformedError(f"more than {ATTRIBUTES_MAX} attributes")
-    return shared_attributes(
-        {
-            parse_channel_name(name): _attribute(attribute)
-            for name, attribute in fields.items()
-            if attribute is not None
-        }
-    )
+    if not fields:
+        return _NO_ATTRIBUTES
+    return {
+        intern(parse_channel_name(name)): _attribute(attribute)
+        for name, attribute in fields.items()
+        if attribute is not None
+    }
 
 
 def _attribute(value: object) -> AttributeValue:

@@ -17,10 +17,10 @@ from sqlalchemy import Connection, Row, delete, select
 from device_sdk.wire.limits import CHANNELS_MAX
 from device_sdk.wire.messages import Hello
 from device_sdk.wire.names import ChannelName, own_channel
-from gateway.errors import CredentialRefusedError, GatewayError, OriginUnavailableError
+from gateway.errors import ConflictError, CredentialRefusedError, GatewayError, OriginUnavailableError
 from gateway.fleet.facts import Connect, Judged
 from gateway.fleet.model import Channel, Connected, ConnectedSubscription
-from gateway.identity import ChannelKind, Verdict
+from gateway.identity import ChannelKind, ResumedVerdict, Verdict
 from gateway.ids import random_uint32
 from gateway.storage import offers, reports
 from gateway.storage.channels import ensure_channels
@@ -55,6 +55,17 @@ class _Arrival:
         return self.write.hello
 
     @property
+    def enrolment_id(self) -> bytes | None:
+        """What the device must be enrolled as, since it shows a ticket; None: it may be enrolled now."""
+        return self.verdict.enrolment_id if isinstance(self.verdict, ResumedVerdict) else None
+
+    @property
+    def is_same(self) -> bool:
+        """Whether the device is enrolled as it was when it was given its ticket, if it shows one."""
+        expected = self.enrolment_id
+        return expected is None or (self.device is not None and self.device.enrolment_id == expected)
+
+    @property
     def key(self) -> int:
         assert self.device is not None, "the device is found or enrolled first"
         key: int = self.device.id
@@ -85,16 +96,17 @@ def _connect(connection: Connection, writes: Sequence[Connect]) -> list[Connecte
         _Arrival(write, fleets[write.verdict.fleet]) for write in writes if write.verdict.fleet in fleets
     ]
     _enrol(connection, arrivals)
-    admitted = [one for one in arrivals if one.device is not None and one.device.is_enabled]
+    admitted = [one for one in arrivals if one.device is not None and one.is_same and one.device.is_enabled]
+    stale = {(one.verdict.fleet, one.verdict.device_id) for one in arrivals if not one.is_same}
     if admitted:
         _update_devices(connection, admitted)
         _stand(connection, admitted, _apply_grants(connection, admitted))
     connected = _connected(connection, admitted)
     keys = {(one.verdict.fleet, one.verdict.device_id): connected[one.key] for one in admitted}
     return [
-        keys.get((write.verdict.fleet, write.verdict.device_id))
-        or _refusal(write, is_known=write.verdict.fleet in fleets)
+        keys.get(named) or _refusal(write, is_known=write.verdict.fleet in fleets, is_stale=named in stale)
         for write in writes
+        for named in [(write.verdict.fleet, write.verdict.device_id)]
     ]
 
 
@@ -116,7 +128,9 @@ def judged(connection: Connection, writes: Sequence[Judged]) -> Sequence[None]:
     return [None] * len(writes)
 
 
-def _refusal(write: Connect, *, is_known: bool) -> GatewayError:
+def _refusal(write: Connect, *, is_known: bool, is_stale: bool) -> GatewayError:
+    if is_stale:
+        return ConflictError("the ticket is of an earlier enrolment", code="enrolment_changed")
     if is_known:
         return CredentialRefusedError("the operator disabled the device", code="device_disabled")
     return OriginUnavailableError(
@@ -137,7 +151,7 @@ def _fleets(connection: Connection, names: set[Any]) -> dict[str, Any]:
 def _enrol(connection: Connection, arrivals: Sequence[_Arrival]) -> None:
     """Find each device's row, locked; make those that are missing."""
     _find_devices(connection, arrivals)
-    new = [one for one in arrivals if one.device is None]
+    new = [one for one in arrivals if one.device is None and one.enrolment_id is None]
     rows = [
         (
             one.fleet.id,
@@ -192,7 +206,7 @@ def _update_devices(connection: Connection, admitted: Sequence[_Arrival]) -> Non
     rows = [
         (
             one.key,
-            json_text(dict(one.verdict.attributes)),
+            None if one.enrolment_id is not None else json_text(dict(one.verdict.attributes)),
             json_text(dict(one.hello.attributes)),
             json_text(installed_json(one.hello.installed)),
             one.hello.boot_id,
@@ -200,9 +214,9 @@ def _update_devices(connection: Connection, admitted: Sequence[_Arrival]) -> Non
             one.hello.root_version,
             one.write.now_ms,
         )
-        for one in admitted
+        for one in sorted(admitted, key=lambda one: one.key)
     ]
-    execute_rows(connection, _SEEN_DEVICE, sorted(rows), _SEE)
+    execute_rows(connection, _SEEN_DEVICE, rows, _SEE)
 
 
 _SEEN_DEVICE: Final[Columns] = (
@@ -216,8 +230,8 @@ _SEEN_DEVICE: Final[Columns] = (
     ("seen_at", "bigint"),
 )
 _SEE: Final = """
-    UPDATE device AS d SET origin = i.origin, reported = i.reported, installed = i.installed,
-        boot_id = i.boot_id, root_version = i.root_version, last_seen_at = i.seen_at,
+    UPDATE device AS d SET origin = coalesce(i.origin, d.origin), reported = i.reported,
+        installed = i.installed, boot_id = i.boot_id, root_version = i.root_version, last_seen_at = i.seen_at,
         directive_sequence = CASE WHEN d.directive_sequence < i.last_directive
                                   THEN i.last_directive ELSE d.directive_sequence END
     FROM incoming AS i WHERE d.id = i.id"""
@@ -230,7 +244,10 @@ _JUDGE: Final = "UPDATE device AS d SET origin = i.origin FROM incoming AS i WHE
 
 
 def _apply_grants(connection: Connection, admitted: Sequence[_Arrival]) -> Sequence[Row[Any]]:
-    """Make subscriptions what the verdicts say, leaving those that an operator made; return their rows."""
+    """Make subscriptions what the verdicts say, leaving those that an operator made; return their rows.
+
+    Who resumes has those it had: what the origin said last is here, and a ticket may be from before that.
+    """
     have: dict[int, dict[str, Row[Any]]] = {one.key: {} for one in admitted}
     rows = subscription_rows(connection, list(have))
     for row in rows:
@@ -242,7 +259,11 @@ def _apply_grants(connection: Connection, admitted: Sequence[_Arrival]) -> Seque
     for one in admitted:
         mine = have[one.key]
         own = own_channel(one.verdict.device_id)
-        granted = {own: "alert"} | {grant.name: grant.kind for grant in one.verdict.channels}
+        granted: dict[ChannelName, ChannelKind] = {own: "alert"}
+        if one.enrolment_id is None:
+            granted |= {grant.name: grant.kind for grant in one.verdict.channels}
+        else:
+            granted |= {ChannelName(name): row.kind for name, row in mine.items() if row.by_origin}
         kept = 0
         for name, row in mine.items():
             is_granted = granted.get(ChannelName(name)) == row.kind

@@ -180,6 +180,12 @@ def take_turn(connection: Connection) -> None:
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7163514288103)")
 
 
+def hold_ring(connection: Connection) -> None:
+    """Let one transaction at a time change the ring of ticket keys."""
+    if _is_postgresql(connection):
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7163514288104)")
+
+
 def other_sessions(connection: Connection) -> int:
     """Return how many other connections gateways have to this database; SQLite does not know."""
     if not _is_postgresql(connection):

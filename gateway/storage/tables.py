@@ -380,3 +380,12 @@ revocation = Table(
     Column("operator", String(128), nullable=False),
     Index("ix_revocation_fleet_id", "fleet_id", "sequence"),
 )
+
+# What seals resume tickets, shared by all nodes: the newest, and the one before.
+ticket_key = Table(
+    "ticket_key",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),  # random uint32
+    Column("secret", LargeBinary(32), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)

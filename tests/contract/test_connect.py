@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from sqlalchemy import event, select
 
 from device_sdk.wire.limits import CHANNELS_MAX
 from device_sdk.wire.messages import Installed
-from device_sdk.wire.names import ChannelName, DeviceId
-from gateway.errors import CredentialRefusedError, OriginUnavailableError
+from device_sdk.wire.names import ChannelName, DeviceId, FleetName
+from gateway.errors import ConflictError, CredentialRefusedError, OriginUnavailableError
 from gateway.fleet.facts import (
     Attempted,
     DeadLettered,
@@ -21,6 +23,7 @@ from gateway.fleet.facts import (
     Sent,
 )
 from gateway.fleet.model import Connected
+from gateway.identity import ResumedVerdict
 from gateway.storage.connect import connect
 from gateway.storage.tables import delivery_fact, device, live_interval
 from tests.contract.world import OPS, World, standing_in
@@ -63,6 +66,78 @@ async def test_a_known_device_keeps_who_it_is_and_changes_what_it_says(world: Wo
     found = await world.store.device(fleet.key, D1)
     assert (found.origin, found.directive_sequence, found.last_seen_at) == ({"model": "b"}, 40, world.now)
     assert found.version == 1, "the version is the operator's"
+
+
+def resumed(connected: Connected, device: str = "d1", *, fleet: str = "acme") -> ResumedVerdict:
+    return ResumedVerdict(DeviceId(device), FleetName(fleet), enrolment_id=connected.enrolment_id)
+
+
+async def resume(world: World, verdict: ResumedVerdict, **hello: Any) -> Connected:
+    (connected,) = await world.commit(replace(world.connect_of(**hello), verdict=verdict))
+    assert isinstance(connected, Connected)
+    return connected
+
+
+async def test_who_shows_a_ticket_has_what_the_origin_said_last(world: World) -> None:
+    fleet = await world.fleet()
+    channels = {"ops": "alert", "firmware": "update"}
+    first = await world.connect(channels=channels, origin={"model": "tc3"})
+    await world.commit(
+        Judged(
+            replace(
+                world.connect_of(channels=channels | {"lab": "alert"}).verdict, attributes={"model": "tc4"}
+            ),
+            world.now,
+        )
+    )
+    lab = next(one for one in (await resume(world, resumed(first))).subscriptions if one.channel == "lab")
+    await world.publish(fleet, "lab")
+    again = await resume(world, resumed(first), boot=b"2" * 16, attributes={"firmware": "1.2"})
+    assert [one.channel for one in again.subscriptions] == ["firmware", "lab", "ops", "~d1"]
+    still = standing_in(again, "lab")
+    assert (still.id, still.offset, still.head) == (lab.id, 0, 1)
+    found = await world.store.device(fleet.key, D1)
+    assert (found.origin, found.reported) == ({"model": "tc4"}, {"firmware": "1.2"})
+    assert again.previous_boot_id == b"b" * 16
+
+
+async def test_a_ticket_of_an_earlier_enrolment_enrols_nobody(world: World) -> None:
+    fleet = await world.fleet()
+    first = await world.connect()
+    await world.store.delete_device(fleet.key, D1)
+    with pytest.raises(ConflictError) as refused:
+        await resume(world, resumed(first))
+    assert refused.value.code == "enrolment_changed"
+    assert await world.store.devices(fleet.key) == []
+    second = await world.connect()
+    with pytest.raises(ConflictError):
+        await resume(world, resumed(first), boot=b"2" * 16)
+    assert (await world.connect()).previous_boot_id == b"b" * 16
+    assert (await resume(world, resumed(second))).enrolment_id == second.enrolment_id
+
+
+async def test_a_disabled_device_is_refused_with_a_ticket_too(world: World) -> None:
+    fleet = await world.fleet()
+    first = await world.connect()
+    await world.store.update_device(fleet.key, D1, {"is_enabled": False}, version=None)
+    with pytest.raises(CredentialRefusedError) as refused:
+        await resume(world, resumed(first))
+    assert refused.value.code == "device_disabled"
+
+
+async def test_those_with_and_without_a_ticket_connect_in_one_flush(world: World) -> None:
+    await world.fleet()
+    first = await world.connect("d1", channels={"ops": "alert"})
+    gone = replace(resumed(first), device_id=DeviceId("d3"))
+    found = await asyncio.gather(
+        world.writer.commit(replace(world.connect_of(), verdict=resumed(first))),
+        world.writer.commit(world.connect_of("d2", channels={"ops": "alert"})),
+        world.writer.commit(replace(world.connect_of("d3"), verdict=gone)),
+        return_exceptions=True,
+    )
+    assert [one.channel for one in found[0].subscriptions] == ["ops", "~d1"]
+    assert [one.channel for one in found[1].subscriptions] == ["ops", "~d2"]
+    assert isinstance(found[2], ConflictError)
 
 
 async def test_buckets_and_enrolments_are_random(world: World) -> None:
