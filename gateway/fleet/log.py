@@ -242,17 +242,20 @@ class AlertLog:
     ) -> asyncio.Task[Block]:
         """Return the one read of the block ``key``, begun now if nobody began it before."""
         read = self._reads.get(key)
-        if read is None:
+        # One that ended and whose end is not told yet is of the past: who asks now may ask for a later alert.
+        if read is None or (read.task is not None and read.task.done()):
             read = self._reads[key] = _Read()
             read.task = asyncio.create_task(self._read(key, fleet, channel), name=f"log.read[{key[0]}]")
             read.task.add_done_callback(lambda done: self._ended(key, done))
         assert read.task is not None, "set as it is made"
         return read.task
 
-    def _ended(self, key: tuple[int, int, int], read: asyncio.Task[Block]) -> None:
-        self._reads.pop(key, None)
-        if not read.cancelled():
-            read.exception()  # those who wait have it; when all have gone, nobody misses it
+    def _ended(self, key: tuple[int, int, int], task: asyncio.Task[Block]) -> None:
+        read = self._reads.get(key)
+        if read is not None and read.task is task:
+            del self._reads[key]
+        if not task.cancelled():
+            task.exception()  # those who wait have it; when all have gone, nobody misses it
 
     async def _read(self, key: tuple[int, int, int], fleet: FleetName, channel: ChannelName) -> Block:
         channel_id, epoch, index = key

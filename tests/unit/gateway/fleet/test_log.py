@@ -197,6 +197,20 @@ class TestSingleFlight:
         assert (await late).upto == 6
         assert len(store.reads) == 2
 
+    async def test_asked_for_in_the_moment_in_which_an_older_read_ends_is_read_again(
+        self, store: Store, log: AlertLog
+    ) -> None:
+        store.commit(*map(stored, range(1, 6)))
+        store.is_held = True
+        early = asyncio.create_task(block(log, 3))
+        await settle()
+        store.commit(stored(6))
+        store.is_held = False
+        store.gates[0].set()  # the read is the next to run, and ends
+        late = asyncio.create_task(block(log, 6))  # runs after it, before anybody is told of its end
+        assert (await late).upto == 6
+        assert (await early).upto == 5
+
     async def test_as_many_reads_at_once_as_is_allowed(self, store: Store) -> None:
         log = made(store, reads_max=2)
         store.commit(*map(stored, range(1, 1300)))
