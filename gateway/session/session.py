@@ -370,10 +370,13 @@ class Session:
 
     def acknowledged(self, lane: Lane, offset: int, now: float) -> None:
         """Apply an ack of one position in the channel's epoch: what ``receive`` does, without a message."""
-        if offset > lane.channel.head:
+        if offset >= lane.channel.next:
             self.send(Error(code="bad_position", ref=lane.channel.name))
         elif self._put_position(lane, offset, now):
-            self.feed()
+            for one in self.lanes:
+                if one.interval is None:  # behind: there is credit for it now
+                    self.feed()
+                    break
 
     def _put_position(self, lane: Lane, offset: int, now: float) -> bool:
         received = self.take_position(lane, offset, now)
@@ -392,15 +395,17 @@ class Session:
         """Move ``lane`` to ``offset``; return what is to be committed, None if it stands there already."""
         if offset <= lane.acked:
             return None
+        channel, acked = lane.channel, lane.acked
         received = Received(
-            lane.subscription_id,
-            self.device_key,
-            lane.channel.id,
-            lane.channel.epoch,
-            lane.acked + 1,
-            offset,
+            lane.subscription_id, self.device_key, channel.id, channel.epoch, acked + 1, offset
         )
-        count, size = lane.release(offset)
+        if lane.pages is None and 0 < lane.live_first <= acked + 1:  # all of it went live: no pages to count
+            count, size = offset - acked, channel.bytes_between(acked, offset)
+            lane.acked = offset
+            if lane.sent < offset:
+                lane.sent = offset
+        else:
+            count, size = lane.release(offset)
         self._give_back(count, size)
         lane.since = now
         lane.deadline = 0.0
