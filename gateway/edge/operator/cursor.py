@@ -39,7 +39,11 @@ def decode_cursor(text: str, name: str, kind: type[KeyT]) -> KeyT:
     if not isinstance(value, list) or len(value) != 2 or value[0] != name:
         raise _not_a_cursor()
     after = tuple(value[1]) if isinstance(value[1], list) else value[1]
-    if type(after) is not (get_origin(kind) or kind) or not _is_storable(after) or encode_cursor(name, after) != text:
+    if (
+        type(after) is not (get_origin(kind) or kind)
+        or not _is_storable(after)
+        or encode_cursor(name, after) != text
+    ):
         raise _not_a_cursor()  # one cursor, one text
     return after
 

@@ -21,7 +21,14 @@ from gateway.identity import Scope
 DEVICE: Final = f"{FLEET}/devices/{{device_id}}"
 TAGS_MAX: Final = 32
 
-Tags = Annotated[list[Tag], Field(max_length=TAGS_MAX, description="Each once; a selector can ask for them.")]
+Tags = Annotated[
+    list[Tag],
+    Field(
+        max_length=TAGS_MAX,
+        description="Each once; a selector can ask for them.",
+        json_schema_extra={"uniqueItems": True},
+    ),
+]
 
 
 class DeviceBody(Strict):

@@ -180,7 +180,7 @@ def _if_match(request: web.Request) -> int | None:
     found = _ETAG.match(value.strip())
     if found is None:
         raise RequestError(
-            412, "stale_version", "If-Match is not one ETag of this API; send the one that a GET answered."
+            400, "bad_if_match", "If-Match is not one ETag of this API; send the one that a GET answered."
         )
     return int(found[1])
 

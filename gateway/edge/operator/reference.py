@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 from pydantic import BaseModel
 
 from gateway.edge.operator.body import JsonBody, Page
+from gateway.edge.operator.refusals import COMMON
 from gateway.edge.operator.route import AnyRoute
 from gateway.edge.operator.table import SECTIONS, TABLE
 from gateway.identity import Scope
@@ -35,14 +36,20 @@ hexadecimal. A field of an answer is null where it has nothing to say, never abs
 parameters, a key twice in one object, and a value of another type than the one named are refused.
 
 **Lists.** `?limit=` 1..1000 (default 100) and `?cursor=`; the answer is `{{"items": […], "next_cursor": …}}`,
-and the list ends where `next_cursor` is null. A cursor is opaque, and good for its own list alone.
+and the list ends where `next_cursor` is null. A cursor is opaque, and good for its own list alone, with the
+same filters and in the same order. Where a list takes `order`, `desc` begins at its other end.
 
-**Doing it once.** Where a route takes `Idempotency-Key` (1..255 visible ASCII characters, of your making),
-the same request with the same key is done once and answered the same, with `Idempotency-Replayed: true`. The
-same key with another request is 409 `idempotency_key_reused`.
+**Doing it once.** Every POST takes `Idempotency-Key` (1..255 visible ASCII characters, of your making): the
+same request with the same key is done once within a day and answered the same, with
+`Idempotency-Replayed: true`. The same key with another request is 409 `idempotency_key_reused`.
 
 **Not undoing others.** Where a route says *versioned*, GET answers an `ETag`, and a change that sends it as
 `If-Match` is refused with 412 `stale_version` if somebody changed the thing in between.
+
+**Who did it.** Every change leaves a row in the [audit](#get-apiv1audit), written with the change itself.
+
+**For programs.** `GET /api/v1/openapi.json` is this page as OpenAPI 3.1, and `GET /api/v1/docs` shows it in a
+browser, without anything from elsewhere. Neither asks for a token.
 
 **Refusals** are problem details (RFC 9457), `application/problem+json`: `type`, `title`, `status`, `code`
 (stable, [codes.md](codes.md)), `detail` (what is wrong and what to do) and, where fields are wrong, `errors`,
@@ -51,38 +58,26 @@ route may answer:
 
 | status | code | when |
 |---|---|---|
-| 400 | `malformed_json`, `body_incomplete` | the body is not JSON, or not whole |
-| 400 | `invalid_query`, `bad_cursor` | a parameter is unknown, there twice, or not what it must be |
-| 400 | `bad_idempotency_key` | `Idempotency-Key` is not one |
-| 401 | `credential_missing`, `credential_refused` | no token, or none of this gateway |
-| 401 | `credential_expired`, `credential_revoked` | a token whose time is over |
-| 403 | `permission_denied` | without the scope, or for another fleet |
-| 404 | `not_found`, `no_such_route` | nothing there |
-| 405 | `method_not_allowed` | `Allow` names the methods of the path |
-| 408 | `body_timeout` | the body did not come in time |
-| 409 | `idempotency_key_reused` | the key was used for another request |
-| 412 | `stale_version` | `If-Match` is not the version that is there |
-| 413 | `too_large` | the body, or what is in it, is longer than it may be |
-| 415 | `unsupported_media_type` | another `Content-Type` or a `Content-Encoding` |
-| 422 | `invalid_body` | a field is missing, unknown or not what it must be |
-| 500 | `internal` | a fault of the gateway |
-| 503 | `storage_unavailable` | the database does not answer; `Retry-After` says when to come again |
+{refusals}
 """
+
+_ENUMS: Final = ("/ReasonCode", "/Scope")  # sets of codes, not objects
 
 _SCOPES: Final[Mapping[Scope, str]] = {
     Scope.READ: "look at everything of the fleet but tokens",
     Scope.PUBLISH: "send alerts, requeue dead letters",
-    Scope.DEVICES: "devices, channels, subscriptions",
+    Scope.DEVICES: "devices, channels, subscriptions, revocations",
     Scope.RELEASES: "upload releases and images",
     Scope.ROLLOUTS: "start, widen, pause, resume, finish, abort",
-    Scope.ADMIN: "fleets, keys, root documents, and all of the above",
+    Scope.ADMIN: "fleets, tokens, keys, root documents, and all of the above",
 }
 
 
 def reference() -> str:
     """Return docs/reference/api.md."""
     scopes = "\n".join(f"| `{scope}` | {_SCOPES[scope]} |" for scope in Scope)
-    lines = [_INTRODUCTION.format(scopes=scopes)]
+    refusals = "\n".join(f"| {one.status} | `{one.code}` | {one.when} |" for one in COMMON)
+    lines = [_INTRODUCTION.format(scopes=scopes, refusals=refusals)]
     for title, routes in SECTIONS:
         lines += [f"## {title}", ""]
         for route in routes:
@@ -97,7 +92,7 @@ def _route(route: AnyRoute) -> Iterator[str]:
     yield from (f"### `{route.method} {route.path}`", "", route.summary, "")
     facts = [f"`{route.operation}`", f"scope `{route.scope}`"]
     facts += ["versioned"] if route.is_versioned else []
-    facts += ["takes `Idempotency-Key`"] if route.takes_idempotency_key else []
+    facts += ["fleet by `fleet` in the request, or the token's"] if route.is_shared else []
     yield from (" · ".join(facts), "")
     if isinstance(route.body, JsonBody):
         if route.body.model.model_fields:
@@ -109,10 +104,13 @@ def _route(route: AnyRoute) -> Iterator[str]:
             )
     elif route.body.content_type:
         yield from (f"Body: `{route.body.content_type}`.", "")
-    if route.query is Page:
-        yield from ("Query: `limit`, `cursor`.", "")
-    elif route.query.model_fields:
-        yield from ("Query:", "", *_fields(route.query, is_body=True), "")
+    own = [name for name in route.query.model_fields if name not in Page.model_fields]
+    if issubclass(route.query, Page):
+        yield from (f"Query: `limit`, `cursor`{', and:' if own else '.'}", "")
+    elif own:
+        yield from ("Query:", "")
+    if own:
+        yield from (*_fields(route.query, is_body=True, only=own), "")
     yield from (f"Answers {_answers(route)}.", "")
     if route.errors:
         errors = ", ".join(f"{status} `{code}`" for code, status in route.errors.items())
@@ -164,11 +162,13 @@ def _link(model: type[BaseModel]) -> str:
     return f"[{_name(model)}](#{_name(model).lower()})"
 
 
-def _fields(model: type[BaseModel], *, is_body: bool) -> Iterator[str]:
+def _fields(model: type[BaseModel], *, is_body: bool, only: Collection[str] = ()) -> Iterator[str]:
     schema = model.model_json_schema(mode="validation" if is_body else "serialization")
     required = set(schema.get("required", ()))
     yield from ("| field | type | meaning |", "|---|---|---|")
     for name, field in schema.get("properties", {}).items():
+        if only and name not in only:
+            continue
         facts = [field["description"]] if "description" in field else []
         if is_body and name in required:
             facts.insert(0, "Required.")
@@ -180,6 +180,8 @@ def _fields(model: type[BaseModel], *, is_body: bool) -> Iterator[str]:
 def _type(field: Mapping[str, Any]) -> str:
     if "anyOf" in field:
         return " or ".join(_type(option) for option in field["anyOf"])
+    if "$ref" in field and str(field["$ref"]).endswith(_ENUMS):
+        return "text"
     if "enum" in field:
         return " or ".join(f"`{value}`" for value in field["enum"])
     if "$ref" in field:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from device_sdk.wire.names import parse_device_id
 from gateway.edge.operator.body import JsonBody, NoQuery, Page, Strict
@@ -12,7 +12,6 @@ from gateway.edge.operator.fields import DeviceName, Label, Name
 from gateway.edge.operator.paging import page
 from gateway.edge.operator.results import RevocationResult
 from gateway.edge.operator.route import API, Answer, AnyRoute, Call, ListOf, Outcome, Route
-from gateway.edge.problem import FieldError, RequestError
 from gateway.errors import NotFoundError
 from gateway.fleet.acts import Replay
 from gateway.fleet.model import Fleet, Revocation
@@ -27,9 +26,19 @@ Reason = Annotated[Label, Field(max_length=256)]
 class RevocationBody(Strict):
     """What is taken back: exactly one of `token_sha256` and `device_id`."""
 
-    fleet: Name | None = Field(
-        default=None, description="Whose; null: the fleet of the token that asks, if it has one."
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {
+                    "required": [name],
+                    "properties": {name: {"type": "string"}, other: {"type": "null"}},
+                }
+                for name, other in (("token_sha256", "device_id"), ("device_id", "token_sha256"))
+            ]
+        }
     )
+
+    fleet: Name = Field(description="Whose.")
     token_sha256: Sha256 | None = Field(
         default=None, description="SHA-256 of a device's bearer token: refused from now on, for good."
     )
@@ -53,10 +62,7 @@ class RevocationsQuery(Page):
 
 
 async def revoke(call: Call[RevocationBody, NoQuery]) -> Outcome:
-    body, fleet = call.body, call.found_fleet
-    if fleet is None:
-        problem = "is needed: the token that asks is for all fleets"
-        raise RequestError(422, "invalid_body", f"fleet: {problem}", errors=[FieldError("fleet", problem)])
+    body, fleet = call.body, call.fleet
     outcome = await call.services.revocations.revoke(
         fleet,
         token_sha256=None if body.token_sha256 is None else bytes.fromhex(body.token_sha256),

@@ -6,19 +6,19 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, model_validator
 
-from device_sdk.wire.limits import INTEGER_MAX
 from gateway.edge.operator.body import JsonBody, NoQuery, Page, Strict
 from gateway.edge.operator.fields import Label, Name
 from gateway.edge.operator.paging import page
 from gateway.edge.operator.results import NewTokenResult, TokenResult
 from gateway.edge.operator.route import API, Answer, AnyRoute, Call, ListOf, Outcome, Route
-from gateway.edge.problem import FieldError, RequestError
+from gateway.errors import ConflictError
 from gateway.fleet.acts import Replay
 from gateway.identity import OperatorToken, Scope, new_token, token_sha256
 from gateway.ids import uuid7
 
 TOKENS: Final = f"{API}/tokens"
 TOKEN: Final = f"{TOKENS}/{{id}}"
+LIFE_MAX_S: Final = 10 * 366 * 24 * 3600
 
 ScopeName = Annotated[Scope, Field(strict=False)]
 
@@ -28,13 +28,16 @@ class TokenBody(Strict):
 
     name: Label = Field(description="Whose it is, for people.")
     scopes: list[ScopeName] = Field(
-        min_length=1, max_length=len(Scope), description="What it allows; every scope includes `read`."
+        min_length=1,
+        max_length=len(Scope),
+        description="What it allows; every scope includes `read`.",
+        json_schema_extra={"uniqueItems": True},
     )
     fleet: Name | None = Field(
         default=None, description="null: the fleet of the token that asks, or all fleets."
     )
-    expires_at: Annotated[int, Field(ge=1, le=INTEGER_MAX)] | None = Field(
-        default=None, description="ms UTC, ahead of now; null: never."
+    expires_in_s: Annotated[int, Field(ge=1, le=LIFE_MAX_S)] | None = Field(
+        default=None, description="How long it is good; null: until it is revoked."
     )
 
     @model_validator(mode="after")
@@ -52,14 +55,6 @@ class TokensQuery(Page):
 
 async def create_token(call: Call[TokenBody, NoQuery]) -> Outcome:
     body, now_ms = call.body, call.now_ms
-    if body.expires_at is not None and body.expires_at <= now_ms:
-        problem = "is not ahead of now"
-        raise RequestError(
-            422,
-            "invalid_body",
-            f"expires_at: {problem}",
-            errors=[FieldError("expires_at", problem)],
-        )
     secret = new_token()
     token = OperatorToken(
         id=uuid7(now_ms),
@@ -68,7 +63,7 @@ async def create_token(call: Call[TokenBody, NoQuery]) -> Outcome:
         fleet=None if call.found_fleet is None else call.found_fleet.name,
         scopes=frozenset(body.scopes),
         created_at=now_ms,
-        expires_at=body.expires_at,
+        expires_at=None if body.expires_in_s is None else now_ms + body.expires_in_s * 1000,
     )
     # What is stored for a repeated request has no secret in it.
     made = await call.services.tokens.create(token, act=call.act(NewTokenResult.of))
@@ -93,8 +88,12 @@ async def show_token(call: Call[None, NoQuery]) -> Answer:
 
 
 async def revoke_token(call: Call[None, NoQuery]) -> Answer:
+    token_id = call.id()
+    if token_id == call.operator.token_id:
+        detail = "a token cannot revoke itself; make another, and do it with that"
+        raise ConflictError(detail, code="own_token")
     token = await call.services.tokens.revoke(
-        call.operator.fleet, call.id(), now_ms=call.now_ms, audit=call.audit()
+        call.operator.fleet, token_id, now_ms=call.now_ms, audit=call.audit()
     )
     call.services.believed.forget(token.sha256)
     return Answer()
@@ -140,5 +139,6 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         summary="Revoke a token. It stays in the list; this node refuses it at once, others within 5 s.",
         handler=revoke_token,
         statuses=(204,),
+        errors={"own_token": 409},
     ),
 )

@@ -347,11 +347,17 @@ class TestVersions:
         assert answer.status == 200
         assert answer.headers["ETag"] == '"4"'
 
-    @pytest.mark.parametrize("if_match", ['"2"', "3", 'W/"3"', '"3", "4"', '"' + "9" * 17 + '"'])
-    async def test_a_change_of_another_version_is_412(self, ask: Callable, if_match: str) -> None:
-        headers = bearer("acme", Content_Type="application/x", If_Match=if_match)
+    async def test_a_change_of_another_version_is_412(self, ask: Callable) -> None:
+        headers = bearer("acme", Content_Type="application/x", If_Match='"2"')
         answer = await ask(*CHANGE, headers=headers, body=b"x")
         assert (answer.status, answer.json()["code"]) == (412, "stale_version")
+
+    @pytest.mark.parametrize("if_match", ["3", 'W/"3"', '"3", "4"', '"' + "9" * 17 + '"', ""])
+    async def test_what_is_no_version_is_400(self, ask: Callable, things: Things, if_match: str) -> None:
+        headers = bearer("acme", Content_Type="application/x", If_Match=if_match)
+        answer = await ask(*CHANGE, headers=headers, body=b"x")
+        assert (answer.status, answer.json()["code"]) == (400, "bad_if_match")
+        assert things.calls == []
 
     async def test_an_id_that_is_none_is_not_there(self, ask: Callable) -> None:
         headers = bearer("acme", Content_Type="application/x")
