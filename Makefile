@@ -35,7 +35,7 @@ demo: $(VENV)/.runtime ## Run gateway, origin and 50 devices, and update them (D
 bench: $(VENV)/.runtime bench-packages ## Measure beside a floor in C (BENCH_ARGS="--only fanout --json")
 	@$(BIN)/python ops/bench/bench.py $(BENCH_ARGS)
 
-test: lint test-packages ## Check everything and run all tests (PYTEST_ARGS="-k name")
+test: lint $(VENV)/.schemathesis test-packages ## Check everything and run all tests (PYTEST_ARGS="-k name")
 	timeout $(SUITE_S_MAX) $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 	@if [ -n "$(PYTHON_NEXT)" ]; then \
 	  $(MAKE) --no-print-directory $(VENV_NEXT)/.test && \
@@ -60,6 +60,9 @@ lock: ## Resolve the locks in requirements/ again (needs uv)
 	uv pip compile -q --generate-hashes --universal --python-version 3.11 --no-annotate --upgrade \
 	  --custom-compile-command "make lock" --constraint requirements/runtime.lock --group test \
 	  --output-file requirements/test.lock
+	uv pip compile -q --generate-hashes --universal --python-version 3.11 --no-annotate --upgrade \
+	  --custom-compile-command "make lock" --constraint requirements/runtime.lock \
+	  --constraint requirements/test.lock --group schemathesis --output-file requirements/schemathesis.lock
 
 clean: ## Remove what was built and cached
 	rm -rf $(VENV) $(VENV_NEXT) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
@@ -80,6 +83,10 @@ $(VENV)/.runtime: requirements/runtime.lock pyproject.toml | $(BIN)/python $(BIN
 
 $(VENV)/.test: requirements/test.lock $(VENV)/.runtime
 	@$(BIN)/python $(PIP) --require-hashes --requirement requirements/test.lock
+	@touch $@
+
+$(VENV)/.schemathesis: requirements/schemathesis.lock $(VENV)/.test
+	@$(BIN)/python $(PIP) --require-hashes --requirement requirements/schemathesis.lock
 	@touch $@
 
 $(VENV_NEXT)/.test: requirements/runtime.lock requirements/test.lock pyproject.toml | $(VENV_NEXT)/bin/python $(VENV_NEXT)/bin/pip
