@@ -126,17 +126,22 @@ def prepare(config: Config) -> None:
     Call it while no event loop runs.
 
     Raises:
-        ConfigError: The folder cannot be made, or PostgreSQL's schema is behind.
+        ConfigError: The folder cannot be made; PostgreSQL's schema is behind; the schema is of a newer release.
     """
     data_dir = config.server.data_dir
     try:
         data_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError([f"server.data_dir: cannot make {data_dir}: {error.strerror}"]) from error
-    if config.database_url.startswith("sqlite:"):
-        migrate(config.database_url)
-        return
-    state = schema_state(config.database_url)
+    is_embedded = config.database_url.startswith("sqlite:")
+    state = (migrate if is_embedded else schema_state)(config.database_url)
+    if not state.is_known:
+        raise ConfigError(
+            [
+                f"database.url: the schema is of a newer release (revision {state.current}); upgrade this "
+                "program, or restore the backup from before the upgrade"
+            ]
+        )
     if not state.is_current:
         raise ConfigError(
             [

@@ -206,3 +206,13 @@ class TestRestored:
         result = run("db", "restored")
         assert result.exit_code == 1
         assert "[schema_behind]" in result.stderr
+
+
+def test_a_gateway_does_not_start_on_a_newer_schema(run: Run) -> None:
+    run("db", "upgrade")
+    with sqlite3.connect("fleetcast-data/fleetcast.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    result = run("serve")
+    assert result.exit_code == 2
+    assert "of a newer release (revision 9999)" in result.stderr
