@@ -108,7 +108,9 @@ async def test_the_log_goes_on_where_the_backup_ends(world: World) -> None:
 
 
 def test_every_table_that_names_an_epoch_follows() -> None:
-    named = {table.name for table in metadata.tables.values() if {"channel_id", "epoch"} <= set(table.c.keys())}
+    named = {
+        table.name for table in metadata.tables.values() if {"channel_id", "epoch"} <= set(table.c.keys())
+    }
     assert named == {statement.split()[1] for statement in _FOLLOW}
 
 

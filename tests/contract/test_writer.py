@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -301,3 +302,22 @@ async def test_a_cancelled_writer_refuses_what_waits(bench: Bench) -> None:
             await future
     bench.running = None
     bench.writer = bench.make(FakeClock())
+
+
+async def test_a_transaction_under_way_is_no_progress_and_one_that_failed_is(
+    bench: Bench, clock: FakeClock
+) -> None:
+    bench.start()
+    assert bench.writer.stuck_s == 0.0
+    bench.gate.open.clear()
+    writing = bench.writer.commit(attempted(1))
+    await bench.gate.entered.wait()
+    clock.advance(31)
+    assert bench.writer.stuck_s == 31.0
+    bench.gate.failures.append(StorageUnavailableError("away"))
+    bench.gate.open.set()
+    with pytest.raises(StorageUnavailableError):
+        await writing
+    assert bench.writer.stuck_s == 0.0
+    await bench.writer.close()
+    assert bench.writer.stuck_s == math.inf
