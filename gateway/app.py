@@ -126,7 +126,7 @@ def prepare(config: Config) -> None:
     Call it while no event loop runs.
 
     Raises:
-        ConfigError: The folder cannot be made; PostgreSQL's schema is behind; the schema is of a newer release.
+        ConfigError: The folder cannot be made; the schema is behind (PostgreSQL) or of a newer release.
     """
     data_dir = config.server.data_dir
     try:
