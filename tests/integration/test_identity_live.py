@@ -93,6 +93,7 @@ class Introspection(Way):
 
     def settings(self, folder: Path) -> dict[str, dict[str, Any]]:
         secret = folder / "secret"
+        secret.touch(mode=0o600)
         secret.write_text("s3cret+/ä\n")
         secret.chmod(0o600)
         return {

@@ -41,6 +41,7 @@ async def origin(process: Origin) -> Origin:
 @asynccontextmanager
 async def identity_of(origin: Origin, tmp_path, *, secret: str = "s3cret+/ä", auth: str = "basic"):
     secret_file = tmp_path / "secret"
+    secret_file.touch(mode=0o600)
     secret_file.write_text(f"{secret}\n")
     config = load_config(
         None,
