@@ -92,6 +92,9 @@ async def _campaign(dialect: str, folder: Path, url: str | None, nursery: Nurser
             tasks += [asyncio.create_task(campaign.publish(number)) for number in range(PUBLISHERS)]
             try:
                 yield campaign
+            except BaseException:
+                print(gateway.log_tail(100))
+                raise
             finally:
                 for task in tasks:
                     task.cancel()
