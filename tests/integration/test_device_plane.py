@@ -85,6 +85,9 @@ class Plane:
         found: dict[str, Any] = next(item for item in page["items"] if item["device_id"] == device)
         return found
 
+    async def sent_at(self, alert: dict[str, Any], device: str) -> object:
+        return (await self.delivery(alert, device))["sent_at"]
+
     async def rollout(self, channel: str, sequence: int) -> dict[str, Any]:
         release = await self.operator.release(os.urandom(64), version=str(sequence), sequence=sequence)
         return await self.operator.rollout(release, channel)
@@ -143,9 +146,8 @@ class TestLongPoll:
             assert texts(first.of(Alert)) == [b"one", b"two", b"three"]
             assert [alert.offset for alert in first.of(Alert)] == [1, 2, 3]
             assert await plane.stored(name, channel) == 0
-            facts = await plane.delivery(published[0], name)
-            assert facts["sent_at"] is not None
-            assert facts["received_at"] is None
+            await until(lambda: plane.sent_at(published[0], name))
+            assert (await plane.delivery(published[0], name))["received_at"] is None
 
             nothing = await device.poll(first.cursor)
             assert (nothing.status, nothing.messages, nothing.cursor) == (204, [], None)
