@@ -12,7 +12,6 @@ from typing import Any, Final
 from sqlalchemy import Connection, or_, select
 
 from device_sdk.wire.names import DeviceId
-from device_sdk.wire.signed.alert import parse_alert_payload
 from gateway.errors import NotFoundError
 from gateway.fleet.model import Channel, Fact, StoredMessage
 from gateway.storage.engine import Database
@@ -103,17 +102,16 @@ def deployment_facts(conn: Connection, fleet_key: int, deployment_id: bytes) -> 
 
 def _sent(conn: Connection, channel: Channel, message: StoredMessage, device_key: int) -> Iterator[Fact]:
     interval, fact = live_interval.c, delivery_fact.c
-    epoch = parse_alert_payload(message.payload).epoch
     for row in conn.execute(
         select(interval.opened_at)
-        .where(*_covering(interval, channel, device_key, epoch, message))
+        .where(*_covering(interval, channel, device_key, message))
         .where(or_(interval.last.is_(None), interval.last >= message.offset))
         .limit(FACTS_MAX)
     ):
         yield Fact(fact="sent", at=max(row.opened_at, message.accepted_at), attempt=1)
     for row in conn.execute(
         select(fact.at, fact.attempt)
-        .where(*_covering(fact, channel, device_key, epoch, message))
+        .where(*_covering(fact, channel, device_key, message))
         .where(fact.last >= message.offset, fact.fact != RECEIVED)
         .order_by(fact.id)
         .limit(FACTS_MAX)
@@ -124,13 +122,12 @@ def _sent(conn: Connection, channel: Channel, message: StoredMessage, device_key
 def _received(conn: Connection, channel: Channel, message: StoredMessage, device_key: int) -> Iterator[Fact]:
     # Positions only rise: the fact with the lowest end that reaches the offset is the one that tells of it.
     fact = delivery_fact.c
-    epoch = parse_alert_payload(message.payload).epoch
     row = conn.execute(
         select(fact.at, fact.first)
         .where(
             fact.channel_id == channel.id,
             fact.device_key == device_key,
-            fact.epoch == epoch,
+            fact.epoch == channel.epoch,
             fact.fact == RECEIVED,
             fact.last >= message.offset,
         )
@@ -154,12 +151,11 @@ def _given_up(conn: Connection, channel: Channel, message: StoredMessage, device
         yield Fact(fact="dead_letter", at=row.at, attempt=row.attempts, state=row.reason, code=row.code)
 
 
-def _covering(
-    columns: Any, channel: Channel, device_key: int, epoch: int, message: StoredMessage
-) -> tuple[Any, ...]:
+def _covering(columns: Any, channel: Channel, device_key: int, message: StoredMessage) -> tuple[Any, ...]:
+    # An alert is of its channel's epoch. What it was signed for may be another: `fleetcast db restored`.
     return (
         columns.channel_id == channel.id,
         columns.device_key == device_key,
-        columns.epoch == epoch,
+        columns.epoch == channel.epoch,
         columns.first <= message.offset,
     )

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, func, select
 
-from device_sdk.wire.names import ChannelName, FleetName
+from device_sdk.wire.names import ChannelName, DeviceId, FleetName
 from gateway.errors import ConflictError, StorageUnavailableError
 from gateway.fleet.facts import DeadLettered, IntervalClosed, IntervalOpened, Received, Sent
+from gateway.fleet.model import Fact, Fleet
 from gateway.storage import Database, SQLFleetStore
 from gateway.storage.backup import check_unused, copy_database
 from gateway.storage.engine import DatabaseLimits, open_database
 from gateway.storage.epochs import _FOLLOW, renew_epochs
+from gateway.storage.message_facts import alert_facts
 from gateway.storage.tables import channel, metadata
 from gateway.telemetry import Metrics
 from tests.contract.world import World, standing_in
@@ -65,22 +67,25 @@ async def test_dead_letters_and_facts_stay_with_their_alerts(world: World) -> No
     fleet = await world.fleet()
     await world.channel(fleet)
     connected = await world.connect(channels={"ops": "alert"})
-    await world.publish(fleet, count=3)
+    published = await world.publish(fleet, count=3)
     at = standing_in(connected, "ops")
     key, where = connected.device_key, (at.channel_id, at.epoch)
     await world.commit(
         IntervalOpened(b"i" * 16, key, *where, 3, world.now),
         Sent(key, *where, 1, 2, 1, world.now),
-        DeadLettered(key, *where, 2, b"m" * 16, "nacked", "too_hot", 1, world.now),
+        DeadLettered(key, *where, 2, published.messages[1].id, "nacked", "too_hot", 1, world.now),
         Received(at.id, key, *where, 1, 1),
         IntervalClosed(b"i" * 16, 3, world.now),
     )
     before = [await deliveries(world, at.channel_id, at.epoch, offset) for offset in (1, 2, 3)]
+    facts = [await facts_of(world, fleet, message.id) for message in published.messages]
     assert before[0][0].received_at is not None
+    assert [one.fact for one in facts[0]] == ["accepted", "sent", "received"]
     await world.database.write(renew_epochs)
     (epoch,) = {standing_in(await world.connect(channels={"ops": "alert"}), "ops").channel_epoch}
     after = [await deliveries(world, at.channel_id, epoch, offset) for offset in (1, 2, 3)]
     assert after == before
+    assert [await facts_of(world, fleet, message.id) for message in published.messages] == facts
     again = standing_in(await world.connect(channels={"ops": "alert"}), "ops")
     assert again.dead == {2}, "what was given up is not sent again"
 
@@ -186,6 +191,10 @@ class TestEmbedded:
 async def epochs(world: World) -> dict[int, int]:
     rows = await world.database.read(lambda c: c.execute(select(channel.c.id, channel.c.epoch)).all())
     return {row.id: row.epoch for row in rows}
+
+
+async def facts_of(world: World, fleet: Fleet, message_id: bytes) -> list[Fact]:
+    return await world.database.read(lambda c: alert_facts(c, fleet.key, message_id, DeviceId("d1")))
 
 
 async def deliveries(world: World, channel_id: int, epoch: int, offset: int) -> list[object]:

@@ -169,11 +169,10 @@ async def show_alert(call: Call[None, NoQuery]) -> Answer:
 async def list_deliveries(call: Call[None, Page]) -> Answer:
     store = call.services.fleets
     channel, message = await store.message(call.fleet.key, call.id())
-    epoch = channel.epoch  # a payload from before `db restored` names another
     return await page(
         call,
         lambda after, limit: store.deliveries(
-            channel.id, epoch, message.offset, after=after or "", limit=limit
+            channel.id, channel.epoch, message.offset, after=after or "", limit=limit
         ),
         kind=str,
         key=lambda delivery: str(delivery.device_id),

@@ -285,7 +285,6 @@ def _alert(channel: Channel, message: StoredMessage) -> dict[str, Any]:
 def _listed(channel: Channel, message: StoredMessage, payload: AlertPayload) -> dict[str, Any]:
     return {
         **_alert(channel, message),
-        "epoch": payload.epoch,  # the channel's may be another by now
         "content_type": payload.content_type,
         "size_bytes": len(payload.data),
         "key": message.key,
