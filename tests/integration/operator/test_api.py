@@ -2,233 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import uuid
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession
 
 from device_sdk.wire.keys import PrivateKey, PublicKey, Role
 from device_sdk.wire.signed.root import RootDocument, RootKey, sign_root
-from device_sdk.wire.suit.target import class_identifier, vendor_identifier
-from gateway.app import open_gateway
 from gateway.clock import FakeClock
-from gateway.config import Config
 from gateway.edge.operator.table import TABLE
-from gateway.identity import OperatorToken, Scope, new_token, token_sha256
-from gateway.ids import parse_id, uuid7
-from gateway.release import ReleaseContent, author_envelope, sign_envelope
+from gateway.ids import parse_id
+from gateway.release import author_envelope, sign_envelope
 from gateway.rollout import UpdateLimits
-from gateway.storage.engine import Database, DatabaseLimits, open_database
 from gateway.storage.fleet_store import SQLFleetStore
 from gateway.storage.rollouts import SQLRolloutStore
 from gateway.storage.tables import dead_letter
-from gateway.telemetry import Metrics
-
-RELEASE_KEY = PrivateKey.from_seed(b"r" * 32)
-IMAGE = bytes(range(256)) * 4
-DIGEST = hashlib.sha256(IMAGE).hexdigest()
-ENVELOPE_TYPE = "application/suit-envelope+cose"
-VENDOR = vendor_identifier("acme.example")
-RELEASE = ReleaseContent(
-    vendor_identifier=VENDOR,
-    class_identifier=class_identifier(VENDOR, "tc3"),
-    component="main",
-    sequence_number=7,
-    image_digest=hashlib.sha256(IMAGE).digest(),
-    image_size=len(IMAGE),
-    uri=f"/v1/device/artifacts/{DIGEST}",
-    version="1.4.0",
+from tests.harness.operator_api import (
+    DIGEST,
+    ENVELOPE,
+    ENVELOPE_TYPE,
+    IMAGE,
+    RELEASE,
+    RELEASE_KEY,
+    STRANGER,
+    VENDOR,
+    Answered,
+    Api,
+    path_of,
+    publish_release,
 )
-ENVELOPE = sign_envelope(author_envelope(RELEASE), [RELEASE_KEY])
-STRANGER = str(uuid.UUID(int=1))
-
-
-@dataclass
-class Answered:
-    status: int
-    headers: Any
-    body: bytes
-    document: Any
-
-    @property
-    def code(self) -> str:
-        code: str = self.document["code"]
-        return code
-
-
-class Api:
-    """A client that is one operator after the other."""
-
-    def __init__(self, http: ClientSession, url: str, tokens: dict[str, str], database: Database) -> None:
-        self._http = http
-        self._url = url
-        self.tokens = tokens
-        self.database = database
-
-    async def ask(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        *,
-        token: str | None = "acme-admin",
-        data: bytes | io.BytesIO | None = None,
-        **headers: str,
-    ) -> Answered:
-        """Ask below /api/v1; a path without a slash in front is below fleet acme."""
-        full = path if path.startswith("/") else f"/api/v1/fleets/acme{'/' if path else ''}{path}"
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        if body is not None:
-            sent["Content-Type"] = "application/json"
-        if token is not None:
-            sent["Authorization"] = f"Bearer {self.tokens[token]}"
-        async with self._http.request(
-            method, self._url + full, json=body, data=data, headers=sent, skip_auto_headers=["Content-Type"]
-        ) as response:
-            raw = await response.read()
-            is_json = "json" in response.headers.get("Content-Type", "")
-            document = await response.json(content_type=None) if raw and is_json else None
-            return Answered(response.status, response.headers, raw, document)
-
-    async def made(self, path: str, body: Any, **headers: str) -> Any:
-        """POST and return what was made."""
-        answer = await self.ask("POST", path, body, **headers)
-        assert answer.status == 201, answer.body
-        return answer.document
-
-    async def seen(self, path: str) -> Any:
-        """GET what must be there."""
-        answer = await self.ask("GET", path)
-        assert answer.status == 200, answer.body
-        return answer.document
-
-
-@pytest.fixture
-async def api(sqlite_url: str, tmp_path: Path, clock: FakeClock) -> AsyncIterator[Api]:
-    data_dir = tmp_path / "data"
-    data_dir.mkdir()
-    config = Config.model_validate(
-        {
-            "server": {"listen_port": 0, "data_dir": data_dir},
-            "database": {"url": sqlite_url},
-            "updates": {"artifact_size_bytes_max": 1 << 20},
-            "alerts": {"ttl_max_s": 1000},
-        }
-    )
-    async with (
-        open_database(sqlite_url, limits=DatabaseLimits(), metrics=Metrics()) as database,
-        open_gateway(config, clock=clock) as gateway,
-        ClientSession() as http,
-    ):
-        store = SQLFleetStore(database)
-        for name in ("acme", "other"):
-            await store.create_fleet(name, now_ms=clock.now_ms())
-        tokens = {}
-        for name, token in _operators(clock.now_ms()).items():
-            tokens[name] = new_token()
-            await store.create_operator_token(replace(token, sha256=token_sha256(tokens[name])))
-        tokens["unknown"] = new_token()
-        yield Api(http, gateway.url, tokens, database)
-
-
-def _operators(now_ms: int) -> dict[str, OperatorToken]:
-    def token(name: str, fleet: str | None, *scopes: Scope) -> OperatorToken:
-        return OperatorToken(uuid7(now_ms), name, b"", fleet, frozenset(scopes), now_ms)
-
-    found = {f"acme-{scope}": token(f"acme-{scope}", "acme", scope) for scope in Scope}
-    found |= {f"all-{scope}": token(f"all-{scope}", None, scope) for scope in Scope}
-    found["other-admin"] = token("other-admin", "other", Scope.ADMIN)
-    found["revoked"] = replace(token("revoked", None, Scope.ADMIN), revoked_at=now_ms)
-    found["expired"] = replace(token("expired", None, Scope.ADMIN), expires_at=now_ms)
-    return found
-
-
-async def publish_release(api: Api, *, sequence: int = 7) -> Any:
-    """Register the key, upload image and release; return the release."""
-    pem = RELEASE_KEY.public.to_pem().decode()
-    await api.ask("PUT", f"release-keys/{RELEASE_KEY.kid.hex()}", {"public_pem": pem})
-    await api.ask("PUT", f"artifacts/{DIGEST}", data=IMAGE, Content_Type="application/octet-stream")
-    envelope = sign_envelope(author_envelope(replace(RELEASE, sequence_number=sequence)), [RELEASE_KEY])
-    answer = await api.ask("POST", "releases", data=envelope, Content_Type=ENVELOPE_TYPE)
-    assert answer.status == 201, answer.body
-    return answer.document
-
-
-class TestAuthorisation:
-    """P6: every route, asked by every kind of operator."""
-
-    def _path(self, pattern: str) -> str:
-        return pattern.format(
-            fleet="acme",
-            channel="nobody",
-            device_id="nobody",
-            id=STRANGER,
-            kid="0" * 16,
-            sha256="0" * 64,
-        )
-
-    @pytest.mark.parametrize("token", [None, "unknown", "revoked", "expired"])
-    async def test_without_a_good_token_every_route_is_401(self, api: Api, token: str | None) -> None:
-        for route in TABLE:
-            answer = await api.ask(route.method, self._path(route.path), token=token)
-            assert answer.status == 401, route.operation
-            assert answer.headers["WWW-Authenticate"].startswith("Bearer"), route.operation
-
-    async def test_every_route_is_403_to_another_fleet_s_admin(self, api: Api) -> None:
-        for route in TABLE:
-            if not route.is_shared:
-                answer = await api.ask(route.method, self._path(route.path), token="other-admin")
-                assert answer.status == 403, route.operation
-
-    @pytest.mark.parametrize("reach", ["acme", "all"])
-    @pytest.mark.parametrize("scope", Scope)
-    async def test_a_scope_opens_its_routes_and_no_others(self, api: Api, reach: str, scope: Scope) -> None:
-        for route in TABLE:
-            answer = await api.ask(route.method, self._path(route.path), token=f"{reach}-{scope}")
-            is_allowed = (route.is_fleet_bound or route.is_shared or reach == "all") and (
-                route.scope is Scope.READ or scope in (route.scope, Scope.ADMIN)
-            )
-            if is_allowed:
-                assert answer.status < 500, route.operation
-                assert answer.status not in (401, 403), route.operation
-            else:
-                assert answer.status == 403, route.operation
-
-    async def test_nothing_of_one_fleet_is_found_in_another(self, api: Api) -> None:
-        await api.made("channels", {"name": "ops", "kind": "alert"})
-        await api.made("channels", {"name": "fw", "kind": "update"})
-        await api.made("devices", {"device_id": "pump"})
-        alert = await api.made("channels/ops/alerts", {"text": "x"})
-        release = await publish_release(api)
-        rollout = await api.made("rollouts", {"release_id": release["id"], "channel": "fw", "percent": 100})
-        for path in (
-            "channels/ops",
-            "channels/ops/alerts",
-            "channels/ops/subscribers",
-            "channels/~pump",
-            "devices/pump",
-            "devices/pump/subscriptions",
-            "devices/pump/deployments",
-            f"alerts/{alert['id']}",
-            f"alerts/{alert['id']}/deliveries",
-            f"releases/{release['id']}",
-            f"releases/{release['id']}/envelope",
-            f"artifacts/{DIGEST}",
-            f"rollouts/{rollout['id']}",
-            f"rollouts/{rollout['id']}/deployments",
-        ):
-            assert (await api.ask("GET", path)).status == 200, path
-            other = await api.ask("GET", f"/api/v1/fleets/other/{path}", token="other-admin")
-            assert (other.status, other.code) == (404, "not_found"), path
-        for kind in ("channels", "devices", "releases", "rollouts", "dead-letters"):
-            listed = await api.ask("GET", f"/api/v1/fleets/other/{kind}", token="other-admin")
-            assert listed.document == {"items": [], "next_cursor": None}, kind
 
 
 class TestProblems:
@@ -261,7 +65,7 @@ class TestProblems:
 
     @pytest.mark.parametrize("route", [route for route in TABLE if route.body.content_type])
     async def test_every_body_has_its_type_and_its_bound(self, api: Api, route: Any) -> None:
-        path = TestAuthorisation()._path(route.path)
+        path = path_of(route)
         wrong = await api.ask(route.method, path, data=b"x", token="all-admin", Content_Type="text/plain")
         assert (wrong.status, wrong.code) == (415, "unsupported_media_type")
         packed = await api.ask(
