@@ -208,7 +208,7 @@ class Delivery:
     """The facts of one alert for one device. Times in ms UTC; None: not (yet) known.
 
     Attributes:
-        attempts: How often it was written to a connection, as far as facts tell; 0: never.
+        attempts: How often it was written to a connection, as far as facts tell; at least 1 if received.
         sent_at: First time.
     """
 

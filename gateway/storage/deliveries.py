@@ -81,7 +81,8 @@ def deliveries_after(
         Delivery(
             device_id=DeviceId(row.device_id),
             sent_at=min((at for at in (row.live_at, row.sent_at) if at is not None), default=None),
-            attempts=row.live_count + row.sent_count,
+            # Facts of what was sent follow the sending: a node that was killed in between never wrote them.
+            attempts=max(row.live_count + row.sent_count, 0 if row.received_at is None else 1),
             received_at=row.received_at,
             dead_letter=row.reason,
         )
