@@ -23,13 +23,12 @@ from typing import Any, Final
 import uvloop
 from aiohttp import web
 
-from device_sdk.wire.close_codes import CloseCode
 from device_sdk.wire.names import FleetName
 from gateway.clock import Clock, SystemClock
 from gateway.config import Config, Supervisor, read_supervisor, warnings_of
 from gateway.edge import artifacts, health
 from gateway.edge.artifacts import ArtifactTransfers, TransferLimits
-from gateway.edge.device import Admission, device_routes
+from gateway.edge.device import Admission, device_routes, drain
 from gateway.edge.operator import OperatorLimits, OperatorServices, operator_routes
 from gateway.edge.problem import problem_middleware
 from gateway.errors import ConfigError, GatewayError, OriginUnavailableError
@@ -37,7 +36,7 @@ from gateway.fleet.alerts import AlertLimits as PublishLimits
 from gateway.fleet.alerts import Alerts, AlertSigner, LogReader
 from gateway.fleet.log import AlertLog
 from gateway.hub import Hub
-from gateway.identity import Identity, IdentityLimits
+from gateway.identity import Identity, IdentityLimits, RevocationFeed, TicketKeys
 from gateway.origin import open_judge
 from gateway.release.online_keys import OnlineKeys
 from gateway.release.service import ReleaseService
@@ -56,6 +55,7 @@ from gateway.storage.releases import SQLReleaseStore
 from gateway.storage.revocations import SQLRevocationStore
 from gateway.storage.rollouts import SQLRolloutStore
 from gateway.storage.schema import migrate, schema_state
+from gateway.storage.ticket_keys import SQLTicketKeyStore
 from gateway.storage.tokens import SQLTokenStore
 from gateway.storage.writer import BatchWriter
 from gateway.supervise import Notifier, inherited_sockets, keep_alive
@@ -299,9 +299,22 @@ async def open_gateway(
             accept_rate_per_s=config.device.accept_rate_per_s,
             connections_max=config.device.connections_max,
             outbox_size_bytes_max=config.device.outbox_size_bytes_max,
+            accept_retry_max_s=config.device.accept_retry_max_s,
         )
         revocations = SQLRevocationStore(database)
-        await _recall_revoked(revocations, identity)
+        feed = RevocationFeed(
+            revocations,
+            identity.revocations,
+            listener=sessions.taken_back,
+            interval_s=config.identity.revocations_interval_s,
+            clock=clock,
+            metrics=metrics,
+        )
+        ticket_keys = TicketKeys(SQLTicketKeyStore(database), identity.tickets, clock=clock)
+        await feed.catch_up()
+        await ticket_keys.refresh()
+        tasks.spawn(feed.run(), name="identity.revocations")
+        tasks.spawn(ticket_keys.run(), name="identity.ticket_keys")
         releases = ReleaseService(SQLReleaseStore(database))
         transfers = ArtifactTransfers(
             images,
@@ -379,26 +392,10 @@ async def open_gateway(
         try:
             yield Gateway(config, (host, port), sessions, admission, alerts, metrics, writer, tls)
         finally:
-            await _drain(sites, admission, sessions)
-
-
-async def _drain(sites: Sequence[web.SockSite], admission: Admission, sessions: Sessions) -> None:
-    """Take nobody new and tell every device to come back; what they said last is in the writer's queue."""
-    admission.is_draining = True
-    for site in sites:
-        await site.stop()
-    sessions.close_all(CloseCode.SHUTDOWN)
-    await asyncio.sleep(0)  # answers to polls that ended are on their way
-
-
-async def _recall_revoked(revocations: SQLRevocationStore, identity: Identity) -> None:
-    """Refuse again what operators took back before this start."""
-    last = 0
-    while found := await revocations.revocations(after=last, limit=1000):
-        for one in found:
-            if one.token_sha256 is not None:
-                identity.revoke(one.token_sha256)
-        last = found[-1].sequence
+            # Whoever comes meanwhile is told to come later, and /readyz says that it is not ready.
+            await drain(admission, grace_s=config.server.shutdown_grace_s)
+            for site in sites:
+                await site.stop()
 
 
 async def _retention(config: Config, store: SQLFleetStore, log: AlertLog, clock: Clock) -> None:

@@ -179,6 +179,21 @@ class Identity(Section):
         le=7 * DAY_S,
         description="How long a connected device outlives its verdict while the origin gives no answer.",
     )
+    ticket_life_s: float = Field(
+        default=900.0,
+        ge=0,
+        le=900,
+        description="How long after the origin's word a ticket stands in for it at a return; 0 gives none.",
+    )
+    revocations_interval_s: float = Field(
+        default=1.0, ge=0.05, le=2, description="Time between two reads of what operators took back."
+    )
+    revocations_max: int = Field(
+        default=1_000_000,
+        ge=1000,
+        le=100_000_000,
+        description="Tokens, and devices, that the node remembers as revoked; the oldest go.",
+    )
     forward_auth: ForwardAuth | None = Field(default=None, description='Used with mode = "forward_auth".')
     introspection: Introspection | None = Field(default=None, description='Used with mode = "introspection".')
     jwt: Jwt | None = Field(default=None, description='Used with mode = "jwt".')

@@ -51,7 +51,7 @@ class Server(Section):
         default=10.0,
         ge=0,
         le=600,
-        description="How long a stopping node waits for devices to leave and for the last writes to commit.",
+        description="How long a stopping node waits for devices to leave; then as long for other requests.",
     )
     backlog: int = Field(
         default=4096, ge=1, le=65535, description="Connections the kernel holds before they are accepted."
@@ -118,7 +118,13 @@ class Device(Section):
         default=1000,
         ge=1,
         le=100_000,
-        description="New device connections a second that the node wants; it spreads reconnects by it.",
+        description="New device connections that the node takes a second; more are told when to come.",
+    )
+    accept_retry_max_s: float = Field(
+        default=300.0,
+        ge=1,
+        le=3600,
+        description="Longest time that a device is told to stay away when the node takes no more.",
     )
     hello_timeout_s: float = Field(
         default=10.0, ge=1, le=120, description="From the accepted connection to the device's hello."

@@ -66,6 +66,16 @@ def _origin_in_the_clear(config: Config) -> Iterator[tuple[str, str]]:
             )
 
 
+def _tickets_that_run_out(config: Config) -> Iterator[tuple[str, str]]:
+    life_s, asked_s = config.identity.ticket_life_s, config.identity.revalidate_s
+    if life_s and asked_s * 0.9 > life_s:
+        yield (
+            "identity.revalidate_s",
+            f"is {asked_s:g}, but a ticket ends after ticket_life_s = {life_s:g}: until they are asked about "
+            "again, connected devices have none that is good, and a restart asks the origin about all of them",
+        )
+
+
 def _password_in_the_file(config: Config) -> Iterator[tuple[str, str]]:
     if urlsplit(config.database.url or "").password:
         yield "database.url", "holds a password; put it in a file and name that in database.password_file"
@@ -89,6 +99,7 @@ _WARNINGS: Final[Sequence[Check]] = (
     _public_metrics,
     _no_origin,
     _origin_in_the_clear,
+    _tickets_that_run_out,
     _password_in_the_file,
     _database_in_the_clear,
 )

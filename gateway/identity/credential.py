@@ -15,6 +15,7 @@ from gateway.errors import CredentialRefusedError
 
 TOKEN_LEN_MAX: Final = 8192  # a JWT with many claims; a longer Authorization header is no token of ours
 
+_PACKED_TOKEN: Final = re.compile(r"(?i)\nauthorization: bearer +([A-Za-z0-9\-._~+/]+=*) *(?:\n|\Z)")
 _BEARER: Final = re.compile(r"(?i:bearer) +([A-Za-z0-9\-._~+/]+=*) *\Z")  # RFC 6750 §2.1
 
 
@@ -89,6 +90,13 @@ class Credential:
             target=target,
         )
         return replace(found, host=host)
+
+    @staticmethod
+    def packed_sha256(text: str) -> bytes:
+        """Return the ``sha256`` of the credential that ``packed`` made ``text`` of, but sooner."""
+        match = _PACKED_TOKEN.search(text)
+        assert match is not None, "packed has the token"
+        return hashlib.sha256(match[1].encode()).digest()
 
     @property
     def sha256(self) -> bytes:

@@ -192,6 +192,15 @@ class Identity:
         """Return what ``credential`` is known by: two with one key are one question to the origin."""
         return self._judge.key(credential)
 
+    def check(self, credential: Credential, verdict: Verdict) -> None:
+        """Look again at a verdict that was waited with: it may have been taken back since.
+
+        Raises:
+            CredentialRevokedError: It was.
+        """
+        if self.revocations.is_revoked(credential.sha256, verdict.fleet) or self.revocations.voids(verdict):
+            raise CredentialRevokedError("taken back meanwhile")
+
     def kept(self, credential: Credential) -> Credential:
         """Return what a session keeps of ``credential`` to be judged again."""
         return self._judge.kept(credential)

@@ -24,7 +24,7 @@ CLAIM_HEADERS: Final = ("Fleetcast-Fleet", "Fleetcast-Device")
 # Headers about the device's connection to us or about the body of its request (RFC 9110 §7.6.1 and others),
 # and those which would make the origin answer something else than a verdict (304 to a long-poll's cursor).
 # Those that say who asks for whom are ours to write: a device does not get to spoof them, nor to plant an
-# answer in headers that a careless origin echoes.
+# answer in headers that a careless origin echoes. A ticket is between the device and us.
 _DROPPED: Final = frozenset(
     {
         "accept",
@@ -37,6 +37,7 @@ _DROPPED: Final = frozenset(
         "fleetcast-attributes",
         "fleetcast-channels",
         "fleetcast-expires",
+        "fleetcast-ticket",
         "forwarded",
         "host",
         "keep-alive",

@@ -23,6 +23,7 @@ from device_sdk.wire.messages import (
     Ack,
     Cancel,
     Error,
+    Goaway,
     Hello,
     Lost,
     Message,
@@ -151,6 +152,11 @@ class Session:
     # --- what a transport gives ---------------------------------------------------------------------------
 
     @property
+    def token_sha256(self) -> bytes:
+        """Of the bearer token that it stands on; empty: it keeps none."""
+        return b""
+
+    @property
     def can_send(self) -> bool:
         """Whether a page may be written now; the transport calls ``resume`` when it may again."""
         raise AssertionError("a transport decides")
@@ -187,6 +193,10 @@ class Session:
     def _take_input(self) -> None:
         """Read again."""
 
+    def judged(self, verdict: Verdict) -> None:
+        """The origin spoke again."""
+        self.verdict = verdict
+
     # --- the beginning ------------------------------------------------------------------------------------
 
     def start(
@@ -197,12 +207,14 @@ class Session:
         statement: bytes | None,
         spread_s: int,
         now: float,
+        ticket: bytes | None = None,
     ) -> None:
         """Open: say welcome and what the device must know first, then feed its channels.
 
         Args:
             connected: What the committed hello found; the caller registered this session before.
             statement: Signed for the hello's nonce.
+            ticket: For coming back; None: it has one, or there is none to be had.
         """
         assert self.state is State.CONNECTING, "one hello opens one session"
         self.state = State.OPEN
@@ -248,6 +260,7 @@ class Session:
             heartbeat_s=round(self.node.limits.heartbeat_s),
             spread_s=spread_s,
             server_time=self.node.clock.now_ms(),
+            ticket=ticket,
             statement=statement,
         )
         self.send(welcome, *first)
@@ -934,9 +947,11 @@ class Session:
         self._end(code)
         self.ended()
 
-    def holds(self, token_sha256: bytes) -> bool:
-        """Whether it stands on the bearer token of this hash; one that keeps no token says no."""
-        return False
+    def go_away(self, code: CloseCode, retry_after_s: int) -> None:
+        """End the session for the reason ``code``, and say when to come back."""
+        if self.state is State.OPEN:  # the first message of all is the welcome
+            self.send(Goaway(int(code), retry_after_s))
+        self.close(code)
 
     def revoke(self) -> None:
         """End the session: its credential was taken back."""

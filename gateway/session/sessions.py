@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final, Protocol, TypeVar
 from zlib import crc32
 
 from device_sdk.wire.close_codes import CloseCode
 from device_sdk.wire.messages import Roots
-from device_sdk.wire.names import DeviceId
+from device_sdk.wire.names import DeviceId, FleetName
 from gateway.errors import GatewayError, NotFoundError, UnavailableError
 from gateway.fleet.model import Device
 from gateway.hub import HubKey
+from gateway.identity import RevocationRow
 from gateway.session.ports import Node, SubscriptionSource
 from gateway.session.session import Session, State
 from gateway.telemetry import logger
@@ -279,10 +280,40 @@ class Sessions:
     async def _revoke(self, fleet_key: int, token_sha256: bytes) -> None:
         # No session is found by its token: they are looked at, which for 15,000 takes a third of a second.
         for number, session in enumerate(tuple(self._by_device.values()), 1):
-            if session.fleet_key == fleet_key and session.holds(token_sha256):
+            if session.fleet_key == fleet_key and session.token_sha256 == token_sha256:
                 session.revoke()
             if number % _VISIT_LEN == 0:
                 await asyncio.sleep(0)
+
+    def taken_back(self, rows: Sequence[RevocationRow]) -> None:
+        """Tokens and devices were revoked, here or on another node: end the sessions that stand on them."""
+        tokens = {row.token_sha256: row.fleet for row in rows if row.token_sha256 is not None}
+        devices = {(row.fleet, row.device_id): row.sequence for row in rows if row.device_id is not None}
+        self.node.spawn(self._end_revoked(tokens, devices), name="sessions.taken_back")
+
+    async def _end_revoked(
+        self, tokens: Mapping[bytes, FleetName], devices: Mapping[tuple[FleetName, DeviceId], int]
+    ) -> None:
+        """Look at every session, those without a hello too: none is found by its token."""
+        for slot in self._slots:
+            for number, session in enumerate(tuple(slot), 1):
+                if isinstance(session, Session) and session.state is not State.CLOSED:
+                    verdict = session.verdict
+                    if devices.get((verdict.fleet, verdict.device_id), 0) > verdict.seen or (
+                        tokens and tokens.get(session.token_sha256) == verdict.fleet
+                    ):
+                        session.revoke()
+                if number % _VISIT_LEN == 0:
+                    await asyncio.sleep(0)
+
+    async def enrolment_id(self, session: Session) -> bytes:
+        """Return as which the session's device is enrolled. Raises NotFoundError: it is no more."""
+        return (await self._store.device(session.fleet_key, session.verdict.device_id)).enrolment_id
+
+    @property
+    def all(self) -> list[Session]:
+        """Every session that has not ended, those without a hello too."""
+        return [visited for slot in self._slots for visited in slot if isinstance(visited, Session)]
 
     def is_connected(self, device_key: int) -> bool:
         return device_key in self._by_device
@@ -359,15 +390,6 @@ class Sessions:
             except UnavailableError as error:
                 _log.warning("asked again later", code=error.code)
             await self._sleep(_RETRY_S)
-
-    # --- the end ------------------------------------------------------------------------------------------
-
-    def close_all(self, code: CloseCode) -> None:
-        """End every session for the reason ``code``."""
-        for slot in self._slots:
-            for visited in tuple(slot):
-                if isinstance(visited, Session):
-                    visited.close(code)
 
 
 def _chunks(keys: Sequence[int]) -> Iterable[Sequence[int]]:

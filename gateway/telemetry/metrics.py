@@ -17,6 +17,7 @@ from prometheus_client.process_collector import ProcessCollector
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 TRANSPORTS: Final = ("websocket", "longpoll")
+ACCEPT_LANES: Final = ("ticket", "stranger")
 DELIVERY_KINDS: Final = ("live", "page", "redelivery")
 DEAD_LETTER_REASONS: Final = ("nacked", "expired", "attempts")
 ORIGIN_OUTCOMES: Final = ("accepted", "refused", "unknown")
@@ -109,6 +110,15 @@ class Metrics:
         self.sessions_behind = self._gauge("device_sessions_behind", "Sessions that are fed from the log.")
         self._closes = self._labelled("device_closes", "WebSockets closed by the gateway.", "code")
         self._closes_by_code: dict[int, Counter] = {}
+        self.accepted = self._counters(
+            "device_accepted", "New connections that were given their turn.", "lane", ACCEPT_LANES
+        )
+        self.not_accepted = self._counters(
+            "device_not_accepted",
+            "New connections told to come later, by lane or reason.",
+            "reason",
+            (*ACCEPT_LANES, "full", "draining"),
+        )
         self.hello_timeouts = self._counter("device_hello_timeouts", "Connections that never said hello.")
         self.protocol_errors = self._counter("device_protocol_errors", "Messages refused as malformed.")
 

@@ -125,6 +125,11 @@ class Connection(asyncio.Protocol):
         return self._transport is not None and (self._codec is None or self._codec.state is State.OPEN)
 
     @property
+    def is_gone(self) -> bool:
+        """Whether its transport was let go."""
+        return self._transport is None
+
+    @property
     def closed_by_us(self) -> bool:
         """Whether ``close`` or a violation ended it, and not the peer or the network."""
         return self._closing is not None

@@ -1,19 +1,28 @@
-"""From a request to an admitted device, and from its hello to an open session. Shared by every transport."""
+"""From a request to an admitted device, and from its hello to an open session. Shared by every transport.
+
+A new connection first gets its turn (``accept``), then it is judged: by the ticket that it shows, without a
+question, or else by the origin.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from math import ceil
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from aiohttp import web
 
 from device_sdk.wire.close_codes import CloseCode
-from device_sdk.wire.messages import PROTOCOL_VERSION, Hello
+from device_sdk.wire.errors import MalformedError
+from device_sdk.wire.messages import PROTOCOL_VERSION, Hello, Ticket, decode_base64url
 from device_sdk.wire.names import DeviceId, FleetName
+from gateway.edge.device.accept import AcceptBucket, AcceptLane, AcceptLimits
 from gateway.edge.rejections import rejection
 from gateway.errors import (
+    ConflictError,
     CredentialRefusedError,
+    GatewayError,
     OriginUnavailableError,
     ProtocolViolationError,
     UnavailableError,
@@ -21,7 +30,7 @@ from gateway.errors import (
 )
 from gateway.fleet.facts import Connect, Judged
 from gateway.fleet.model import Connected
-from gateway.identity import Credential, Identity, Verdict, validity
+from gateway.identity import Credential, Identity, ResumedVerdict, Verdict, validity
 from gateway.session.session import Session, State
 from gateway.session.sessions import Sessions
 
@@ -30,6 +39,7 @@ if TYPE_CHECKING:
 
 FLEET_HEADER = "Fleetcast-Fleet"
 DEVICE_HEADER = "Fleetcast-Device"
+TICKET_HEADER = "Fleetcast-Ticket"
 
 
 class StatementSource(Protocol):
@@ -48,11 +58,20 @@ class StatementSource(Protocol):
         ...
 
 
+class Arrival(NamedTuple):
+    """A connection whose turn it is. ``credential`` is None as long as nobody had to look at it."""
+
+    request: web.Request
+    credential: Credential | None
+    resumed: ResumedVerdict | None
+
+
 class Admission:
     """Judge devices and open their sessions.
 
     Args:
-        accept_rate_per_s: New connections a second that the node wants: what ``spread_s`` is made of.
+        accept_rate_per_s: New connections a second that the node takes; ``spread_s`` is made of it.
+        accept_retry_max_s: Longest time that a device which is not taken is told to stay away.
         connections_max: More are answered 503.
         outbox_size_bytes_max: Unsent bytes of one connection; above it a device that provokes answers and
             does not read them is closed as a slow consumer.
@@ -67,6 +86,7 @@ class Admission:
         accept_rate_per_s: int,
         connections_max: int,
         outbox_size_bytes_max: int,
+        accept_retry_max_s: float = 300.0,
     ) -> None:
         self.identity = identity
         self.sessions = sessions
@@ -77,17 +97,53 @@ class Admission:
         self.is_draining = False
         self._statements = statements
         self._accept_rate_per_s = accept_rate_per_s
+        self._bucket = AcceptBucket(
+            AcceptLimits(accept_rate_per_s=accept_rate_per_s, accept_retry_max_s=accept_retry_max_s),
+            self.node.clock.monotonic(),
+        )
         self._connections_max = connections_max
         self.outbox_size_bytes_max = outbox_size_bytes_max
 
     def check_room(self) -> None:
         """Raise UnavailableError if the node takes no further connection."""
+        metrics = self.node.metrics
         if self.is_draining:
+            metrics.not_accepted["draining"].inc()
             raise UnavailableError("the node is stopping", code="draining", retry_after_s=self.spread_s())
         if self.connections >= self._connections_max:
+            metrics.not_accepted["full"].inc()
             raise UnavailableError(
                 "connections_max is reached", code="too_many_connections", retry_after_s=self.spread_s() + 1
             )
+
+    def enter(self, request: web.Request) -> Arrival:
+        """Give a new connection its turn, before anything else is done for it; ``judged`` comes next.
+
+        Raises:
+            UnavailableError: No room, or not its turn: ``retry_after_s`` is this device's own.
+            CredentialRefusedError: It shows a ticket and no credential.
+        """
+        self.check_room()
+        credential = resumed = None
+        if TICKET_HEADER in request.headers:
+            credential, resumed = self._resumed(request)
+        lane = AcceptLane.STRANGER if resumed is None else AcceptLane.TICKET
+        node = self.node
+        wait_s = self._bucket.take(lane, node.clock.monotonic(), jitter=node.random.random())
+        if wait_s is not None:
+            node.metrics.not_accepted[lane].inc()
+            raise UnavailableError("more than the node takes", code="accept_rate", retry_after_s=wait_s)
+        node.metrics.accepted[lane].inc()
+        return Arrival(request, credential, resumed)
+
+    async def judged(self, arrival: Arrival) -> tuple[Credential, Verdict]:
+        """Return what a new connection presents, and who that is.
+
+        Raises:
+            CredentialRefusedError, OriginUnavailableError: As ``Identity.admit``.
+        """
+        credential = arrival.credential or _credential(arrival.request)
+        return credential, arrival.resumed or await self._asked(arrival.request, credential)
 
     def entered(self, session: Session, transport: str) -> None:
         """A connection begins: it is counted, and visited until ``left``."""
@@ -111,46 +167,70 @@ class Admission:
         self.node.metrics.connections[transport].dec()
 
     async def judge(self, request: web.Request) -> tuple[Credential, Verdict]:
-        """Return what ``request`` presents, and who that is by the origin's word.
+        """Return what ``request`` presents, and who that is by its ticket or the origin's word.
 
         Raises:
             CredentialRefusedError, OriginUnavailableError: As ``Identity.admit``.
         """
+        credential, resumed = self._resumed(request)
+        return credential, resumed or await self._asked(request, credential)
+
+    def _resumed(self, request: web.Request) -> tuple[Credential, ResumedVerdict | None]:
+        """Return who shows a good ticket; None: it is as none, or there is none."""
         credential = _credential(request)
-        verdict = await self.identity.admit(
+        text = request.headers.get(TICKET_HEADER)
+        if text is None:
+            return credential, None
+        try:
+            ticket = decode_base64url(text)
+        except MalformedError:
+            self.node.metrics.tickets_void["malformed"].inc()
+            return credential, None
+        return credential, self.identity.resume(
+            credential,
+            ticket,
+            claimed_fleet=request.headers.get(FLEET_HEADER),
+            claimed_device=request.headers.get(DEVICE_HEADER),
+        )
+
+    async def _asked(self, request: web.Request, credential: Credential) -> Verdict:
+        return await self.identity.admit(
             credential,
             claimed_fleet=request.headers.get(FLEET_HEADER),
             claimed_device=request.headers.get(DEVICE_HEADER),
         )
-        return credential, verdict
 
-    async def judge_polled(self, request: web.Request) -> Verdict:
+    async def judge_polled(self, request: web.Request) -> tuple[Credential, Verdict]:
         """As ``judge``, for a request within a polled session.
 
         An origin that gives no answer turns nobody away who is connected (PROTOCOL §5.5): until a WebSocket
         would be closed for it, the session's last verdict stands for the credential that opened it.
         """
         try:
-            _, verdict = await self.judge(request)
+            return await self.judge(request)
         except OriginUnavailableError:
+            credential = _credential(request)
             claim = (request.headers.get(FLEET_HEADER, ""), request.headers.get(DEVICE_HEADER, ""))
             session = self.polled.get(claim)
-            if session is None or session.credential_key != self.identity.key(_credential(request)):
+            if session is None or session.credential_key != self.identity.key(credential):
                 raise
             carried = validity(session.verdict, limits=self.identity.limits, jitter=0.5)
             if self.node.clock.now_ms() >= carried.ends_at:
                 raise
-            return session.verdict
-        return verdict
+            return credential, session.verdict
 
-    async def connect(self, session: Session, hello: Hello) -> None:
+    async def connect(self, session: Session, hello: Hello, credential: Credential) -> None:
         """Commit ``hello`` and open ``session`` with what was found; the device's old session ends.
+
+        Args:
+            credential: What the session stands on.
 
         Raises:
             ProtocolViolationError: Another protocol version.
             WrongIdentityError: The hello names another device than the token.
-            CredentialRefusedError: The device is disabled.
-            OriginUnavailableError: The fleet is not known here.
+            CredentialRefusedError: The device is disabled; or it came by a ticket, which did not do, and the
+                origin says no.
+            OriginUnavailableError: The fleet is not known here; or there was no word of the origin.
             StorageUnavailableError: Nothing is lost; the device comes back.
         """
         verdict, node = session.verdict, self.node
@@ -160,8 +240,8 @@ class Admission:
         if named != (verdict.fleet, verdict.device_id):
             raise WrongIdentityError("the hello names another device than the token")
         mark = self.sessions.mark()
-        connected: Connected = await node.writer.commit(Connect(verdict, hello, node.clock.now_ms()))
-        statement = None
+        connected = await self._connected(session, hello, credential)
+        verdict, statement = session.verdict, None
         if hello.nonce is not None:
             statement = self._statements.statement(
                 verdict.fleet,
@@ -172,6 +252,15 @@ class Admission:
             )
         if session.state is not State.CONNECTING:
             return  # it went meanwhile
+        ticket = None
+        if isinstance(verdict, ResumedVerdict):
+            session.verdict = replace(
+                verdict, enrolment_id=b""
+            )  # it was looked up; the rest may be kept long
+        else:
+            ticket = self.identity.tickets.seal(
+                verdict, enrolment_id=connected.enrolment_id, token_sha256=credential.sha256
+            )
         self.sessions.register(session, connected.device_key)
         session.start(
             hello,
@@ -179,9 +268,38 @@ class Admission:
             statement=statement,
             spread_s=self.spread_s(verdict.fleet),
             now=node.clock.monotonic(),
+            ticket=ticket,
         )
         self.sessions.opened(session, since=mark)
         session.offer_updates()
+
+    async def _connected(self, session: Session, hello: Hello, credential: Credential) -> Connected:
+        """Commit ``hello``; a ticket of an earlier enrolment is as none, and the origin is asked."""
+        verdict, node = session.verdict, self.node
+        try:
+            connected: Connected = await node.writer.commit(Connect(verdict, hello, node.clock.now_ms()))
+        except ConflictError:
+            assert isinstance(verdict, ResumedVerdict), "only a ticket names an enrolment"
+            node.metrics.tickets_void["re_enrolled"].inc()
+            session.judged(
+                await self.identity.admit(
+                    credential, claimed_fleet=verdict.fleet, claimed_device=verdict.device_id
+                )
+            )
+            connected = await node.writer.commit(Connect(session.verdict, hello, node.clock.now_ms()))
+        return connected
+
+    async def give_ticket(self, session: Session) -> None:
+        """Send the device a ticket of the origin's newest word, if there is one to be had."""
+        try:
+            enrolment_id = await self.sessions.enrolment_id(session)
+        except GatewayError:
+            return  # it has the one from before, which is good for a while
+        ticket = self.identity.tickets.seal(
+            session.verdict, enrolment_id=enrolment_id, token_sha256=session.token_sha256
+        )
+        if ticket is not None and session.state is State.OPEN:
+            session.send(Ticket(ticket))
 
     def spread_s(self, fleet: str | None = None) -> int:
         """Over how many seconds the devices of ``fleet`` (None: of all) should return (PROTOCOL §4.9)."""
@@ -199,13 +317,21 @@ class Admission:
         verdict = await self.identity.admit(
             credential, claimed_fleet=before.fleet, claimed_device=before.device_id, fresh=True
         )
-        is_changed = (verdict.channels, verdict.attributes) != (before.channels, before.attributes)
+        await self.take_up(session, verdict)
+        return verdict
+
+    async def take_up(self, session: Session, verdict: Verdict) -> None:
+        """Give the device what the origin says now, if that may be something else than it has.
+
+        Raises:
+            StorageUnavailableError: It is not taken up.
+        """
+        is_changed = not verdict.grants_as(session.verdict)
         if is_changed:
             await self.node.writer.commit(Judged(verdict, self.node.clock.now_ms()))
-        session.verdict = verdict  # not before: what is not committed is a change at the next check, too
+        session.judged(verdict)  # not before: what is not committed is a change at the next check, too
         if is_changed:
             self.sessions.subscriptions_changed(session.device_key)
-        return verdict
 
 
 def close_code_of(error: CredentialRefusedError) -> CloseCode:

@@ -28,7 +28,7 @@ from device_sdk.wire.messages import (
 from gateway.edge.device.admission import Admission
 from gateway.errors import GatewayError
 from gateway.fleet.facts import Attempted
-from gateway.identity import Verdict
+from gateway.identity import Credential, Verdict
 from gateway.session.lane import Lane
 from gateway.session.page import Page
 from gateway.session.session import Session, State
@@ -104,6 +104,7 @@ class PollSession(Session):
     Attributes:
         credential_key: Of the credential that opened it (``Identity.key``): while the origin gives no answer
             it is what the session's requests are known by.
+        told_at: When the origin said what the device's newest ticket is made of, ms UTC.
     """
 
     __slots__ = (
@@ -115,9 +116,11 @@ class PollSession(Session):
         "_polled_at",
         "_polls",
         "_said",
+        "_token_sha256",
         "_waiter",
         "credential_key",
         "is_polled",
+        "told_at",
     )
 
     def __init__(
@@ -128,8 +131,11 @@ class PollSession(Session):
         is_json: bool,
         now: float,
         credential_key: bytes = b"",
+        token_sha256: bytes = b"",
     ) -> None:
         super().__init__(admission.node, verdict, is_json=is_json, now=now)
+        self._token_sha256 = token_sha256
+        self.told_at = verdict.judged_at
         self.credential_key = credential_key
         self.connection = _NOWHERE
         self.is_polled = False
@@ -302,6 +308,14 @@ class PollSession(Session):
         self._outbox_bytes = sum(len(item.data) for item in self._outbox)
 
     # --- what the session asks ----------------------------------------------------------------------------
+
+    @property
+    def token_sha256(self) -> bytes:
+        return self._token_sha256
+
+    def presented(self, credential: Credential) -> None:
+        """A request of the session came with ``credential``, which is good."""
+        self._token_sha256 = credential.sha256
 
     @property
     def can_send(self) -> bool:

@@ -24,11 +24,11 @@ from device_sdk.wire.messages import (
     encode_cbor,
     encode_json,
 )
-from gateway.edge.device.admission import Admission
+from gateway.edge.device.admission import TICKET_HEADER, Admission
 from gateway.edge.device.poll import PollSession, check_cursor
 from gateway.edge.device.socket import connect
 from gateway.errors import ConflictError, ProtocolViolationError
-from gateway.identity import Verdict
+from gateway.identity import Credential, ResumedVerdict, Verdict
 from gateway.session.session import State
 from gateway.websocket import WebSocketLimits
 
@@ -65,37 +65,40 @@ class _Plane:
 
     async def hello(self, request: web.Request) -> web.StreamResponse:
         """Open a polled session; the answer begins with ``welcome``."""
-        self._admission.check_room()
-        credential, verdict = await self._admission.judge(request)
+        admission = self._admission
+        credential, verdict = await admission.judged(admission.enter(request))
         match await _read(request, HELLO_SIZE_MAX):
             case [Hello() as hello]:
                 pass
             case _:
                 raise ProtocolViolationError("one hello", code="hello_expected")
+        admission.identity.check(credential, verdict)  # again, after a body that took its time
         session = PollSession(
-            self._admission,
+            admission,
             verdict,
-            credential_key=self._admission.identity.key(credential),
+            credential_key=admission.identity.key(credential),
+            token_sha256=credential.sha256,
             is_json=_is_json_wanted(request),
-            now=self._admission.node.clock.monotonic(),
+            now=admission.node.clock.monotonic(),
         )
-        self._admission.entered(session, "longpoll")
+        admission.entered(session, "longpoll")
         try:
-            await self._admission.connect(session, hello)
+            await admission.connect(session, hello, credential)
         except BaseException:
             session.ended()
             raise
         if session.state is not State.OPEN:  # the node is stopping, or what the hello found is old already
-            self._admission.check_room()
+            admission.check_room()
             raise _hello_required()
-        self._admission.polled[verdict.fleet, verdict.device_id] = session
+        admission.polled[verdict.fleet, verdict.device_id] = session
         return _batch(session.taken_at_hello(), is_json=session.is_json)
 
     async def messages(self, request: web.Request) -> web.StreamResponse:
         """Answer what comes after the cursor, or 204 when nothing came in time."""
         wait_s = _wait(request, self._wait_max_s)
-        verdict = await self._admission.judge_polled(request)
-        session = self._session(verdict)
+        credential, verdict = await self._admission.judge_polled(request)
+        session = self._session(credential, verdict)
+        await self._renew(session, verdict, is_ticket_shown=TICKET_HEADER in request.headers)
         cursor = check_cursor(request.headers.get("If-None-Match"))
         answer = await session.poll(cursor, wait_s=wait_s)
         if answer is None:
@@ -107,9 +110,9 @@ class _Plane:
 
     async def acks(self, request: web.Request) -> web.StreamResponse:
         """Commit acknowledgements; what cannot be accepted is answered as a batch of ``error``."""
-        verdict = await self._admission.judge_polled(request)
+        credential, verdict = await self._admission.judge_polled(request)
         messages = await _read_posted(request, (Ack, Nack))
-        session = self._session(verdict)  # now, and not before a body that takes its time
+        session = self._session(credential, verdict)  # now, and not before a body that takes its time
         errors = await session.acknowledge(messages, self._admission.node.clock.monotonic())
         if errors:
             return _batch(_encoded(errors, session.is_json), is_json=session.is_json)
@@ -117,9 +120,9 @@ class _Plane:
 
     async def reports(self, request: web.Request) -> web.StreamResponse:
         """Commit reports; each is answered ``recorded``."""
-        verdict = await self._admission.judge_polled(request)
+        credential, verdict = await self._admission.judge_polled(request)
         reports = await _read_posted(request, (Report,))
-        session = self._session(verdict)
+        session = self._session(credential, verdict)
         is_json = _is_json_wanted(request)
         answers: list[Message] = []
         for report in reports:
@@ -127,7 +130,7 @@ class _Plane:
             answers += await session.recorded(report)
         return _batch(_encoded(answers, is_json), is_json=is_json)
 
-    def _session(self, verdict: Verdict) -> PollSession:
+    def _session(self, credential: Credential, verdict: Verdict) -> PollSession:
         """Return the device's polled session.
 
         Raises:
@@ -136,12 +139,26 @@ class _Plane:
         session = self._admission.polled.get((verdict.fleet, verdict.device_id))
         if session is None or session.state is not State.OPEN:
             raise _hello_required()
+        session.presented(credential)
         known = session.verdict
-        if (known.channels, known.attributes) != (verdict.channels, verdict.attributes):
+        if isinstance(known, ResumedVerdict) or isinstance(verdict, ResumedVerdict):
+            return session  # a ticket does not say what the device has
+        if not verdict.grants_as(known):
             session.ended()
             raise _hello_required()
-        session.verdict = verdict  # as old as the origin's last word
+        session.judged(verdict)  # as old as the origin's last word
         return session
+
+    async def _renew(self, session: PollSession, verdict: Verdict, *, is_ticket_shown: bool) -> None:
+        """Take up the origin's first word after a ticket's; give a new one to who shows one that is over."""
+        if isinstance(verdict, ResumedVerdict):
+            return
+        is_news = session.told_at < verdict.judged_at
+        if isinstance(session.verdict, ResumedVerdict):
+            await self._admission.take_up(session, verdict)
+        if is_news and is_ticket_shown:
+            session.told_at = verdict.judged_at
+            await self._admission.give_ticket(session)
 
 
 def _hello_required() -> ConflictError:

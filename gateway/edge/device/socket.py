@@ -127,7 +127,7 @@ class SocketSession(Session):
 
     async def _hello(self, hello: Hello) -> None:
         try:
-            await self._admission.connect(self, hello)
+            await self._admission.connect(self, hello, Credential.unpacked(self._credential))
         except (WireError, GatewayError, UpdateError) as error:
             self.close(rejection(error).close_code)
         except Exception:
@@ -221,13 +221,18 @@ class SocketSession(Session):
             self._is_checking = True
             self.node.spawn(self._check(), name=f"device.check[{self.verdict.device_id}]")
 
-    def holds(self, token_sha256: bytes) -> bool:
-        return Credential.unpacked(self._credential).sha256 == token_sha256
+    @property
+    def token_sha256(self) -> bytes:
+        return Credential.packed_sha256(self._credential)
+
+    def judged(self, verdict: Verdict) -> None:
+        super().judged(verdict)
+        self._validity = self._valid(verdict)
 
     async def _check(self) -> None:
         try:
-            verdict = await self._admission.revalidate(self, Credential.unpacked(self._credential))
-            self._validity = self._valid(verdict)
+            await self._admission.revalidate(self, Credential.unpacked(self._credential))
+            await self._admission.give_ticket(self)
         except CredentialRefusedError as error:
             self.close(close_code_of(error))
         except (OriginUnavailableError, StorageUnavailableError) as error:
@@ -243,6 +248,7 @@ class SocketSession(Session):
 
 async def connect(request: web.Request, admission: Admission, limits: WebSocketLimits) -> web.StreamResponse:
     """Answer ``GET /v1/device/connect``: judge, upgrade, and leave the connection to its session."""
+    arrival = admission.enter(request)
     try:
         handshake = handshake_of(request)
         subprotocol = handshake.choose(SUBPROTOCOLS)
@@ -250,8 +256,7 @@ async def connect(request: web.Request, admission: Admission, limits: WebSocketL
         raise RequestError(
             error.http_status, error.code, error.detail, headers=dict(error.headers)
         ) from error
-    admission.check_room()
-    credential, verdict = await admission.judge(request)
+    credential, verdict = await admission.judged(arrival)
     session = SocketSession(
         admission,
         admission.identity.kept(credential).packed(),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from device_sdk.wire.close_codes import CloseCode
-from device_sdk.wire.messages import Alert, Cancel, Hello, Roots, Subscriptions, Update
+from device_sdk.wire.messages import Alert, Cancel, Goaway, Hello, Roots, Subscriptions, Update
 from gateway.errors import StorageUnavailableError
 from gateway.fleet.model import Connected, ConnectedSubscription
 from gateway.rollout import Offer
@@ -429,8 +429,11 @@ class TestWheel:
         assert visits
         assert bad.codes == [CloseCode.INTERNAL_ERROR]
 
-    async def test_close_all_ends_them_for_the_reason(self, place: Place) -> None:
+    async def test_all_of_them_can_be_told_to_go(self, place: Place) -> None:
         sessions = [place.join(key) for key in range(1, 20)]
-        place.sessions.close_all(CloseCode.SHUTDOWN)
+        assert set(place.sessions.all) == set(sessions)
+        for session in place.sessions.all:
+            session.go_away(CloseCode.SHUTDOWN, 7)
+        assert all(session.taken()[-1] == Goaway(4000, 7) for session in sessions)
         assert all(session.codes == [CloseCode.SHUTDOWN] for session in sessions)
         assert len(place.sessions) == 0

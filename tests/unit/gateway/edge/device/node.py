@@ -8,24 +8,38 @@ from typing import Any
 
 from device_sdk.wire.messages import Hello, Message, Position, decode_cbor, decode_json
 from device_sdk.wire.names import DeviceId
+from gateway.clock import FakeClock
 from gateway.edge.device.admission import Admission
 from gateway.edge.device.poll import PollSession
 from gateway.edge.device.socket import SocketSession
 from gateway.fleet.facts import Connect
 from gateway.fleet.model import Connected
-from gateway.identity import Credential, IdentityLimits, Verdict
+from gateway.identity import (
+    Credential,
+    IdentityLimits,
+    ResumedVerdict,
+    Revocations,
+    TicketKey,
+    Tickets,
+    Verdict,
+)
 from gateway.session.limits import SessionLimits
 from gateway.session.sessions import Sessions
 from tests.unit.gateway.session.node import FLEET, Directory, World
 
 BOOT = b"b" * 16
+CREDENTIAL = Credential.from_headers([("Authorization", "Bearer t")])
 
 
 class FakeIdentity:
-    """Says of every credential what it was told to say."""
+    """Says of every credential what it was told to say; ``resumed`` is who shows a ticket."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: FakeClock) -> None:
         self.limits = IdentityLimits()
+        revocations = Revocations(self.limits, clock=clock)
+        self.tickets = Tickets(revocations, limits=self.limits, clock=clock)
+        self.tickets.adopt([TicketKey.new(now_ms=clock.now_ms())])
+        self.resumed: ResumedVerdict | None = None
         self.verdict: Verdict | None = None
         self.error: Exception | None = None
         self.asked = 0
@@ -36,6 +50,9 @@ class FakeIdentity:
             raise self.error
         assert self.verdict is not None
         return self.verdict
+
+    def resume(self, credential: Credential, ticket: bytes, **_: Any) -> ResumedVerdict | None:
+        return self.resumed
 
 
 class FakeStatements:
@@ -98,7 +115,7 @@ class Edge:
     def __init__(self, **limits: Any) -> None:
         self.world = World(limits=SessionLimits(**limits))
         self.directory = Directory()
-        self.identity = FakeIdentity()
+        self.identity = FakeIdentity(self.world.clock)
         self.sessions = Sessions(self.world.node, store=self.directory, cancels=self.directory, wheel_s=4.0)
         self.admission = Admission(
             identity=self.identity,  # type: ignore[arg-type]
@@ -116,7 +133,7 @@ class Edge:
         """Return a session whose connection is open and has not said hello."""
         session = SocketSession(
             self.admission,
-            Credential.from_headers([("Authorization", "Bearer t")], remote=None).packed(),
+            CREDENTIAL.packed(),
             verdict or self.verdict(),
             is_json=is_json,
             now=self.world.clock.monotonic(),
@@ -132,7 +149,7 @@ class Edge:
         session = PollSession(self.admission, self.verdict(), is_json=False, now=self.world.clock.monotonic())
         self.admission.entered(session, "longpoll")
         self.finds(*names, connected=connected)
-        await self.admission.connect(session, self.hello(window=window, **hello))
+        await self.admission.connect(session, self.hello(window=window, **hello), CREDENTIAL)
         session.taken_at_hello()
         return session
 

@@ -36,7 +36,7 @@ from gateway.errors import StorageUnavailableError
 from gateway.fleet.facts import Attempted, DeadLettered, Received, Sent
 from gateway.rollout import Offer
 from gateway.session.session import State
-from tests.unit.gateway.edge.device.node import Edge, decoded, started
+from tests.unit.gateway.edge.device.node import CREDENTIAL, Edge, decoded, started
 from tests.unit.gateway.session.node import EPOCH
 
 OPS = 101  # the number of the subscription to the first channel that is added
@@ -571,7 +571,7 @@ class TestHello:
         edge.admission.entered(session, "longpoll")
         connected = replace(edge.world.connected("ops"), cancelling=(b"c" * 16,))
         edge.finds(connected=connected)
-        await edge.admission.connect(session, edge.hello())
+        await edge.admission.connect(session, edge.hello(), CREDENTIAL)
         assert [type(m) for m in decoded(session.taken_at_hello())] == [Welcome, Cancel]
         assert not edge.world.writer.of(Sent)
 
