@@ -9,9 +9,9 @@ from sqlalchemy import ColumnElement, Connection, Row, insert, select, update
 
 from device_sdk.wire.names import FleetName
 from gateway.errors import NotFoundError
-from gateway.fleet.acts import Act, AuditEntry, Replay
+from gateway.fleet.acts import Act, Replay
 from gateway.identity import OperatorToken, parse_scopes
-from gateway.storage.audit import audited, performed
+from gateway.storage.audit import performed
 from gateway.storage.engine import Database
 from gateway.storage.pages import by_id
 from gateway.storage.tables import fleet, operator_token
@@ -54,11 +54,13 @@ class SQLTokenStore:
         token_id: bytes,
         *,
         now_ms: int,
-        audit: AuditEntry | None = None,
-    ) -> OperatorToken:
+        act: Act[OperatorToken] | None = None,
+    ) -> OperatorToken | Replay:
         """Take a token back; one that was keeps its time. Raises NotFoundError."""
         return await self._database.write(
-            lambda conn: audited(conn, audit, lambda conn: revoke_token(conn, fleet, token_id, now_ms))
+            lambda conn: performed(
+                conn, act, now_ms, lambda conn: revoke_token(conn, fleet, token_id, now_ms)
+            )
         )
 
 

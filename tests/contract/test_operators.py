@@ -163,9 +163,9 @@ class TestTokens:
         store, one = SQLTokenStore(world.database), token(1)
         await store.create(one)
         with pytest.raises(NotFoundError):
-            await store.revoke(FleetName("other"), one.id, now_ms=7, audit=entry())
+            await store.revoke(FleetName("other"), one.id, now_ms=7, act=act(key=None))
         assert await changes(world) == []
-        revoked = await store.revoke(ACME, one.id, now_ms=7, audit=entry())
+        revoked = await store.revoke(ACME, one.id, now_ms=7, act=act(key=None))
         assert revoked == replace(one, revoked_at=7)
         assert await store.revoke(None, one.id, now_ms=9) == revoked
         assert await world.store.operator_token(one.sha256) == revoked

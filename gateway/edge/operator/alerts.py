@@ -13,7 +13,7 @@ from device_sdk.wire.names import parse_device_id
 from device_sdk.wire.signed.alert import CONTENT_TYPE_LEN_MAX, KEY_LEN_MAX
 from gateway.edge.operator.body import JsonBody, NoQuery, Page, Strict, Time, check_depth
 from gateway.edge.operator.channels import CHANNEL
-from gateway.edge.operator.fields import DeviceName
+from gateway.edge.operator.fields import INTEGRAL, DeviceName
 from gateway.edge.operator.paging import page, whole
 from gateway.edge.operator.results import (
     AlertResult,
@@ -70,8 +70,8 @@ class AlertBody(Strict):
     content_type: Annotated[str, Field(max_length=CONTENT_TYPE_LEN_MAX, pattern=_CONTENT_TYPE)] | None = (
         Field(default=None, description="Instead of the one above.")
     )
-    ttl_s: int | None = Field(
-        default=None, ge=1, description="Seconds after which it is no longer delivered; null: the gateway's."
+    ttl_s: Annotated[int, Field(ge=1), INTEGRAL] | None = Field(
+        default=None, description="Seconds after which it is no longer delivered; null: the gateway's."
     )
     key: AlertKey | None = Field(
         default=None,

@@ -58,13 +58,14 @@ def _flag(value: object) -> object:
 
 
 Flag = Annotated[bool, BeforeValidator(_flag)]
-Time = Annotated[int, BeforeValidator(_decimal), Field(ge=0, le=INTEGER_MAX, description="Milliseconds UTC.")]
+Time = Annotated[int, Field(ge=0, le=INTEGER_MAX), BeforeValidator(_decimal)]
+"""Milliseconds UTC."""
 
 
 class Page(NoQuery):
     """Which part of a list."""
 
-    limit: Annotated[int, BeforeValidator(_decimal), Field(ge=1, le=PAGE_LEN_MAX)] = Field(
+    limit: Annotated[int, Field(ge=1, le=PAGE_LEN_MAX), BeforeValidator(_decimal)] = Field(
         default=100, description="Items at most."
     )
     cursor: str | None = Field(

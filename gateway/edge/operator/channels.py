@@ -8,7 +8,7 @@ from pydantic import Field
 
 from device_sdk.wire.names import ChannelName
 from gateway.edge.operator.body import JsonBody, NoQuery, Page, Strict
-from gateway.edge.operator.fields import Name
+from gateway.edge.operator.fields import INTEGRAL, Name
 from gateway.edge.operator.paging import page
 from gateway.edge.operator.results import ChannelResult, SubscriberResult
 from gateway.edge.operator.route import FLEET, Answer, AnyRoute, Call, ListOf, Outcome, Route
@@ -18,8 +18,8 @@ from gateway.identity import Scope
 
 CHANNEL: Final = f"{FLEET}/channels/{{channel}}"
 
-RetentionAge = Annotated[int, Field(ge=60, le=3650 * 24 * 3600)]
-RetentionCount = Annotated[int, Field(ge=1, le=100_000_000)]
+RetentionAge = Annotated[int, Field(ge=60, le=3650 * 24 * 3600), INTEGRAL]
+RetentionCount = Annotated[int, Field(ge=1, le=100_000_000), INTEGRAL]
 
 
 class ChannelBody(Strict):

@@ -35,7 +35,8 @@ from gateway.telemetry import logger
 _log = logger("operator")
 
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}\Z")
-_ETAG: Final = re.compile(r'"(\d{1,16})"\Z')
+# A client that forgot the quotes means no other version.
+_ETAG: Final = re.compile(r'("?)([0-9]{1,16})\1\Z')
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
@@ -182,7 +183,7 @@ def _if_match(request: web.Request) -> int | None:
         raise RequestError(
             400, "bad_if_match", "If-Match is not one ETag of this API; send the one that a GET answered."
         )
-    return int(found[1])
+    return int(found[2])
 
 
 def _idempotency_key(request: web.Request) -> str | None:

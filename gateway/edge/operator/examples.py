@@ -1,4 +1,4 @@
-"""An example of every body and every answer, by the name of its component, and of every parameter.
+"""An example of every body and every answer, by the name of its component, and of the parameters.
 
 They are one small world: the fleet ``acme``, its pump ``pump-7``, and the release that it is to get. A test
 holds each against the model it is an example of.
@@ -27,10 +27,20 @@ PARAMETERS: Final[Mapping[str, str]] = {
     "fleet": "acme",
     "channel": "alarms",
     "device_id": "pump-7",
-    "id": _ROLLOUT,
     "kid": _KID,
     "sha256": _SHA256,
+    "release": _RELEASE,
+    "device": "pump-7",
 }
+IDS: Final[Mapping[str, str]] = {
+    "alerts": _ALERT,
+    "dead-letters": "7",
+    "deployments": _DEPLOYMENT,
+    "releases": _RELEASE,
+    "rollouts": _ROLLOUT,
+    "tokens": _ALICE_ID,
+}
+"""The path's ``id``, by what it is the id of."""
 
 _PLACE: Final = {
     "by_origin": True,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from gateway.edge.problem import FieldError, RequestError
 from gateway.rollout import SelectorError, parse_selector
@@ -15,6 +15,16 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-][A-Za-z0-9._~:-]{0,127}$",
 AnyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._~:-]{1,128}$", description="A name.")]
 DeviceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-][A-Za-z0-9._~:-]{0,126}$", description="An id.")]
 Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9._~:-]{1,128}$")]
+
+
+def _integral(value: object) -> object:
+    # 5.0 is an integer, says JSON Schema, and some clients' only number is a float.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+INTEGRAL: Final = BeforeValidator(
+    _integral
+)  # the last of an integer's annotations: it hides them from the schema
 SelectorText = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^[^\x00]*$")]
 Label = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Id = Annotated[

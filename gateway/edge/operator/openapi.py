@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from gateway.edge.operator.body import JsonBody, NoBody, StreamedBody
-from gateway.edge.operator.examples import EXAMPLES, PARAMETERS
+from gateway.edge.operator.examples import EXAMPLES, IDS, PARAMETERS
 from gateway.edge.operator.limits import OperatorLimits
 from gateway.edge.operator.refusals import COMMON, refusals_of
 from gateway.edge.operator.route import AnyRoute, ListOf
@@ -35,7 +35,7 @@ docs/reference/codes.md has every code."""
 
 _NAME: Final = r"^[A-Za-z0-9._:-][A-Za-z0-9._~:-]{0,127}$"
 _UUID: Final = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
-_ETAG: Final = r'^(\*|"[0-9]{1,16}")$'
+_ETAG: Final = r'^(\*|"[0-9]{1,16}"|[0-9]{1,16})$'
 _WHEN: Final = {one.code: one.when for one in COMMON}
 
 _PATH_SCHEMAS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -105,13 +105,17 @@ def _operation(route: AnyRoute, tag: str, shared: _Shared) -> dict[str, Any]:
 
 def _parameters(route: AnyRoute) -> Iterator[dict[str, Any]]:
     for name in route.parameters:
-        is_number = name == "id" and "dead-letters" in route.path
+        example, schema = PARAMETERS.get(name), _PATH_SCHEMAS[name]
+        if name == "id":
+            of = route.path.partition("/{id}")[0].rsplit("/", 1)[-1]
+            example = IDS[of]
+            schema = _NUMBER if of == "dead-letters" else schema
         yield {
             "name": name,
             "in": "path",
             "required": True,
-            "schema": dict(_NUMBER if is_number else _PATH_SCHEMAS[name]),
-            "example": "7" if is_number else PARAMETERS[name],
+            "schema": dict(schema),
+            "example": example,
         }
     schema = route.query.model_json_schema()
     required = schema.get("required", ())
@@ -119,6 +123,8 @@ def _parameters(route: AnyRoute) -> Iterator[dict[str, Any]]:
         parameter = {"name": name, "in": "query", "required": name in required}
         if "description" in declared:
             parameter["description"] = declared["description"]
+        if name in required:
+            parameter["example"] = PARAMETERS[name]
         yield parameter | {"schema": _without_null(declared)}
     if route.takes_idempotency_key:
         yield {
@@ -251,7 +257,7 @@ def _problem_example(status: int, code: str) -> dict[str, Any]:
 
 
 def _links(route: AnyRoute) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield a link to each operation on what this one made, and on what is right below it."""
+    """Yield a link to each operation on what this one made, and to what is listed and made right below it."""
     assert route.location is not None, "a route that makes something says where it is"
     place = route.location.split("/")
     for other in TABLE:
@@ -261,6 +267,9 @@ def _links(route: AnyRoute) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         if not all(a == b or a[:1] == b[:1] == "{" for a, b in zip(place, parts, strict=False)):
             continue
+        is_list = isinstance(other.result, type) and issubclass(other.result, ListOf)
+        if len(parts) > len(place) and other.method != "POST" and not is_list:
+            continue  # it need not be there
         parameters = {
             part[1:-1]: _expression(route, made[1:-1])
             for made, part in zip(place, parts, strict=False)

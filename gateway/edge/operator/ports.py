@@ -7,7 +7,7 @@ from typing import Protocol
 
 from device_sdk.wire.keys import PrivateKey
 from device_sdk.wire.names import ChannelName, DeviceId, FleetName
-from gateway.fleet.acts import Act, AuditEntry, AuditFilter, AuditRow, Replay
+from gateway.fleet.acts import Act, AuditFilter, AuditRow, Replay
 from gateway.fleet.model import Appended, Fact, Fleet, Revocation
 from gateway.identity import OperatorToken
 from gateway.rollout.explain import Facts
@@ -135,8 +135,13 @@ class TokenStore(Protocol):
         ...
 
     async def revoke(
-        self, fleet: FleetName | None, token_id: bytes, *, now_ms: int, audit: AuditEntry | None = None
-    ) -> OperatorToken:
+        self,
+        fleet: FleetName | None,
+        token_id: bytes,
+        *,
+        now_ms: int,
+        act: Act[OperatorToken] | None = None,
+    ) -> OperatorToken | Replay:
         """Take a token back; one that was keeps its time. Raises NotFoundError."""
         ...
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
 from device_sdk.wire.names import ChannelName, DeviceId, parse_device_id
 from gateway.edge.operator.body import JsonBody, NoQuery, OrderedPage, Strict
 from gateway.edge.operator.devices import DEVICE
-from gateway.edge.operator.fields import AnyName, DeviceName, Id, Label, Name, SelectorText
+from gateway.edge.operator.fields import INTEGRAL, AnyName, DeviceName, Id, Label, Name, SelectorText
 from gateway.edge.operator.paging import page, whole
 from gateway.edge.operator.results import DeploymentResult, ExplanationResult, FactResult, RolloutResult
 from gateway.edge.operator.route import FLEET, Answer, AnyRoute, Call, ListOf, Outcome, Route
@@ -39,26 +39,29 @@ StateName = Literal[
 ]
 
 
+Percent = Annotated[int, Field(ge=1, le=100), INTEGRAL]
+
+
 class RolloutBody(Strict):
     """A rollout to be started."""
 
     release_id: Id
     channel: Name
-    percent: int = Field(ge=1, le=100, description="Share of the devices that may get it.")
+    percent: Percent = Field(description="Share of the devices that may get it.")
     selector: SelectorText | None = Field(
         default=None,
         description="Which of the channel's devices (selectors.md); null: all.",
     )
     name: Label | None = Field(default=None, description="null: the release's.")
-    priority: int = Field(
-        default=0, ge=-1000, le=1000, description="The higher goes first where several want one component."
+    priority: Annotated[int, Field(ge=-1000, le=1000), INTEGRAL] = Field(
+        default=0, description="The higher goes first where several want one component."
     )
 
 
 class RolloutChangeBody(Strict):
     """How far a rollout goes."""
 
-    percent: int = Field(ge=1, le=100, description="Not lower than it is.")
+    percent: Percent = Field(description="Not lower than it is.")
 
 
 class RolloutQuery(OrderedPage):

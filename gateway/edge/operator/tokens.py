@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, model_validator
 
 from gateway.edge.operator.body import JsonBody, NoQuery, Page, Strict
-from gateway.edge.operator.fields import Label, Name
+from gateway.edge.operator.fields import INTEGRAL, Label, Name
 from gateway.edge.operator.paging import page
 from gateway.edge.operator.results import NewTokenResult, TokenResult
 from gateway.edge.operator.route import API, Answer, AnyRoute, Call, ListOf, Outcome, Route
@@ -36,7 +36,7 @@ class TokenBody(Strict):
     fleet: Name | None = Field(
         default=None, description="null: the fleet of the token that asks, or all fleets."
     )
-    expires_in_s: Annotated[int, Field(ge=1, le=LIFE_MAX_S)] | None = Field(
+    expires_in_s: Annotated[int, Field(ge=1, le=LIFE_MAX_S), INTEGRAL] | None = Field(
         default=None, description="How long it is good; null: until it is revoked."
     )
 
@@ -87,16 +87,18 @@ async def show_token(call: Call[None, NoQuery]) -> Answer:
     return Answer(TokenResult.of(token))
 
 
-async def revoke_token(call: Call[None, NoQuery]) -> Answer:
+async def revoke_token(call: Call[None, NoQuery]) -> Outcome:
     token_id = call.id()
     if token_id == call.operator.token_id:
         detail = "a token cannot revoke itself; make another, and do it with that"
         raise ConflictError(detail, code="own_token")
     token = await call.services.tokens.revoke(
-        call.operator.fleet, token_id, now_ms=call.now_ms, audit=call.audit()
+        call.operator.fleet, token_id, now_ms=call.now_ms, act=call.act(TokenResult.of)
     )
+    if isinstance(token, Replay):
+        return token
     call.services.believed.forget(token.sha256)
-    return Answer()
+    return Answer(TokenResult.of(token))
 
 
 def _route(**declared: Any) -> AnyRoute:
@@ -133,12 +135,12 @@ ROUTES: Final[tuple[AnyRoute, ...]] = (
         result=TokenResult,
     ),
     _route(
-        method="DELETE",
-        path=TOKEN,
+        method="POST",
+        path=f"{TOKEN}/revoke",
         operation="tokens.revoke",
         summary="Revoke a token. It stays in the list; this node refuses it at once, others within 5 s.",
         handler=revoke_token,
-        statuses=(204,),
+        result=TokenResult,
         errors={"own_token": 409},
     ),
 )

@@ -340,7 +340,7 @@ class TestBody:
 
 
 class TestVersions:
-    @pytest.mark.parametrize("if_match", ['"3"', "*", None])
+    @pytest.mark.parametrize("if_match", ['"3"', "3", "*", None])
     async def test_a_change_of_the_version_that_is_there(self, ask: Callable, if_match: str | None) -> None:
         headers = bearer("acme", Content_Type="application/x")
         answer = await ask(*CHANGE, headers=headers | ({"If-Match": if_match} if if_match else {}), body=b"x")
@@ -352,7 +352,7 @@ class TestVersions:
         answer = await ask(*CHANGE, headers=headers, body=b"x")
         assert (answer.status, answer.json()["code"]) == (412, "stale_version")
 
-    @pytest.mark.parametrize("if_match", ["3", 'W/"3"', '"3", "4"', '"' + "9" * 17 + '"', ""])
+    @pytest.mark.parametrize("if_match", ['"3', 'W/"3"', '"3", "4"', '"' + "9" * 17 + '"', "", "-3", "٣"])
     async def test_what_is_no_version_is_400(self, ask: Callable, things: Things, if_match: str) -> None:
         headers = bearer("acme", Content_Type="application/x", If_Match=if_match)
         answer = await ask(*CHANGE, headers=headers, body=b"x")
