@@ -37,7 +37,7 @@ from gateway.fleet.alerts import Alerts, AlertSigner, LogReader
 from gateway.fleet.log import AlertLog
 from gateway.hub import Hub
 from gateway.identity import Identity, IdentityLimits, RevocationFeed, TicketKeys
-from gateway.origin import open_judge
+from gateway.origin import open_judge, open_uplink_backend
 from gateway.release.online_keys import OnlineKeys
 from gateway.release.service import ReleaseService
 from gateway.release.store import ArtifactLimits, ArtifactStore
@@ -45,6 +45,7 @@ from gateway.rollout import RolloutService, UpdateLimits, Updates
 from gateway.session.limits import SessionLimits
 from gateway.session.ports import Node
 from gateway.session.sessions import Sessions
+from gateway.session.uplinks import NoUplinks, UplinkLimits, Uplinks, UplinkSink
 from gateway.storage.audit import SQLAuditLog
 from gateway.storage.engine import Database, DatabaseLimits, open_database
 from gateway.storage.explain import SQLExplanations
@@ -274,6 +275,12 @@ async def open_gateway(
             judge, clock=clock, limits=config.identity.limits(IdentityLimits), metrics=metrics
         )
         stack.push_async_callback(identity.close)
+        backend = await stack.enter_async_context(open_uplink_backend(config, clock=clock, metrics=metrics))
+        uplinks: UplinkSink = NoUplinks()
+        if backend is not None:
+            uplinks = Uplinks(
+                backend, limits=config.uplink.limits(UplinkLimits), metrics=metrics, random=random.Random()
+            )
         node = Node(
             clock=clock,
             random=random.Random(),
@@ -289,6 +296,7 @@ async def open_gateway(
             ),
             metrics=metrics,
             spawn=tasks.spawn,
+            uplinks=uplinks,
         )
         sessions = Sessions(node, store=store, cancels=updates, wheel_s=config.device.wheel_s)
         rollouts.subscribe(sessions)

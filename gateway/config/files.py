@@ -13,7 +13,12 @@ from typing import Final
 from gateway.config.model import Config
 from gateway.config.relations import value_of
 
-SECRETS: Final = ("server.tls_key", "database.password_file", "identity.introspection.client_secret_file")
+SECRETS: Final = (
+    "server.tls_key",
+    "database.password_file",
+    "identity.introspection.client_secret_file",
+    "uplink.token_file",
+)
 _FILES: Final = ("server.tls_cert", *SECRETS)
 
 

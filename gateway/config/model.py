@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from gateway.config.identity import Identity
-from gateway.config.section import DAY_S, KIB, MIB, FilePath, Section, with_password
+from gateway.config.section import DAY_S, KIB, MIB, FilePath, HttpUrl, Section, with_password
 
 
 def _database_url(value: str) -> str:
@@ -284,6 +284,41 @@ class Updates(Section):
     )
 
 
+class Uplink(Section):
+    """Messages of devices for the operator's backend."""
+
+    url: HttpUrl | None = Field(
+        default=None,
+        description="Address that each message is POSTed to; without it devices keep theirs.",
+        examples=["http://127.0.0.1:9000/fleetcast/uplink"],
+    )
+    token_file: FilePath | None = Field(
+        default=None,
+        description="File that holds the bearer token which is sent along, and nothing else.",
+        examples=["secrets/uplink"],
+    )
+    timeout_s: float = Field(
+        default=5.0, gt=0, le=60, description="Longest wait for one answer of the backend."
+    )
+    concurrency_max: int = Field(
+        default=32, ge=1, le=1024, description="Messages with the backend at the same time."
+    )
+    attempts_max: int = Field(
+        default=3, ge=1, le=10, description="Attempts after which the device is told to come again later."
+    )
+    retry_min_s: float = Field(default=0.5, gt=0, le=60, description="First wait between two attempts.")
+    retry_max_s: float = Field(default=5.0, gt=0, le=60, description="Longest such wait; it doubles.")
+    queue_len_max: int = Field(
+        default=10_000, ge=1, le=1_000_000, description="Messages under way; more are answered uplink_busy."
+    )
+    queue_size_bytes_max: int = Field(
+        default=64 * MIB, ge=64 * KIB, le=4096 * MIB, description="Bytes of the messages under way."
+    )
+    device_queue_len_max: int = Field(
+        default=8, ge=1, le=1000, description="Messages of one device under way; they go one by one."
+    )
+
+
 class Log(Section):
     """Logs go to standard error."""
 
@@ -310,6 +345,7 @@ class Config(Section):
     device: Device = Field(default_factory=Device, description="")
     alerts: Alerts = Field(default_factory=Alerts, description="")
     updates: Updates = Field(default_factory=Updates, description="")
+    uplink: Uplink = Field(default_factory=Uplink, description="")
     log: Log = Field(default_factory=Log, description="")
     metrics: Metrics = Field(default_factory=Metrics, description="")
 

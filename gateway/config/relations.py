@@ -60,10 +60,19 @@ def _password_needs_a_user(config: Config) -> Iterator[tuple[str, str]]:
         yield "database.password_file", "is there beside a password in database.url; remove one of the two"
 
 
+def _token_needs_a_url(config: Config) -> Iterator[tuple[str, str]]:
+    if config.uplink.token_file is not None and config.uplink.url is None:
+        yield (
+            "uplink.url",
+            "is missing, but uplink.token_file is there; name the backend too",
+        )
+
+
 RELATIONS: Final[Sequence[Relation]] = (
     _tls_needs_both,
     _mode_needs_its_table,
     _password_needs_a_user,
+    _token_needs_a_url,
     _at_most("database.flush_rows_max", "database.queue_rows_max"),
     _at_most("identity.negative_cache_s", "identity.positive_cache_s"),
     _at_most("identity.circuit_open_s", "identity.circuit_open_max_s"),
@@ -74,6 +83,8 @@ RELATIONS: Final[Sequence[Relation]] = (
     _at_most("device.redeliver_min_s", "device.redeliver_max_s"),
     _at_most("updates.redeliver_min_s", "updates.redeliver_max_s"),
     _at_most("updates.directive_ttl_s", "updates.install_by_s"),
+    _at_most("uplink.retry_min_s", "uplink.retry_max_s"),
+    _at_most("uplink.device_queue_len_max", "uplink.queue_len_max"),
     _at_most("alerts.ttl_default_s", "alerts.ttl_max_s"),
 )
 

@@ -15,7 +15,13 @@ from gateway.config.relations import value_of
 
 Check = Callable[[Config], Iterator[tuple[str, str]]]
 
-_ORIGIN_URLS: Final = ("identity.forward_auth.url", "identity.introspection.url", "identity.jwt.jwks_url")
+_ORIGIN_URLS: Final = (
+    "identity.forward_auth.url",
+    "identity.introspection.url",
+    "identity.jwt.jwks_url",
+    "uplink.url",
+)
+_CARRIED: Final = {"identity.jwt.jwks_url": "keys", "uplink.url": "devices' messages"}
 _VERIFIED: Final = ("verify-ca", "verify-full")
 
 
@@ -59,7 +65,7 @@ def _origin_in_the_clear(config: Config) -> Iterator[tuple[str, str]]:
             continue
         parts = urlsplit(url)
         if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
-            what = "keys" if key.endswith("jwks_url") else "devices' tokens"
+            what = _CARRIED.get(key, "devices' tokens")
             yield (
                 key,
                 f"is plain HTTP to {parts.hostname}: who sits between can read or replace {what}. Use https",
@@ -72,7 +78,7 @@ def _tickets_that_run_out(config: Config) -> Iterator[tuple[str, str]]:
         yield (
             "identity.revalidate_s",
             f"is {asked_s:g}, but a ticket ends after ticket_life_s = {life_s:g}: until they are asked about "
-            "again, connected devices have none that is good, and a restart asks the origin about all of them",
+            "again connected devices have none that is good, and a restart asks the origin about all of them",
         )
 
 

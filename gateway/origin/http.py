@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Literal
 
 import aiohttp
 from aiohttp import hdrs
@@ -60,13 +61,22 @@ class OriginHTTP:
         limits: See ``OriginLimits``.
         clock: Monotonic time for the circuit.
         metrics: The node's.
+        circuit: Which of the node's circuits it is.
     """
 
-    def __init__(self, *, limits: OriginLimits, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        *,
+        limits: OriginLimits,
+        clock: Clock,
+        metrics: Metrics,
+        circuit: Literal["origin", "uplink"] = "origin",
+    ) -> None:
         self.limits = limits
         self._clock = clock
         self._metrics = metrics
         self._circuit = Circuit(limits)
+        self._circuit_name = circuit
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> OriginHTTP:
@@ -92,6 +102,7 @@ class OriginHTTP:
         *,
         headers: Iterable[tuple[str, str]] = (),
         form: Mapping[str, str] | None = None,
+        body: bytes | None = None,
     ) -> Answer:
         """Return the answer to one request, whatever its status below 500 but 429.
 
@@ -104,7 +115,7 @@ class OriginHTTP:
         turn = self._circuit.begin(self._clock.monotonic())
         outcome = Outcome.ABANDONED
         try:
-            answer = await self._exchange(self._session, method, url, headers, form)
+            answer = await self._exchange(self._session, method, url, headers, form if body is None else body)
             failed = answer.status == 429 or answer.status >= 500
             outcome = Outcome.FAILED if failed else Outcome.ANSWERED
         except OriginUnavailableError:
@@ -128,16 +139,16 @@ class OriginHTTP:
         method: str,
         url: str,
         headers: Iterable[tuple[str, str]],
-        form: Mapping[str, str] | None,
+        data: Mapping[str, str] | bytes | None,
     ) -> Answer:
         # The session's own timeout does not cover the wait for a free connection under every circumstance.
         async with asyncio.timeout(self.limits.origin_timeout_s):
             # Compressed answers would make answer_size_bytes_max a bound on the wrong thing.
             sent = CIMultiDict([*headers, (hdrs.ACCEPT_ENCODING, "identity"), (hdrs.USER_AGENT, "fleetcast")])
-            if form is not None:
+            if isinstance(data, Mapping):
                 sent[hdrs.CONTENT_TYPE] = "application/x-www-form-urlencoded"
             async with session.request(
-                method, url, headers=sent, data=form, allow_redirects=False
+                method, url, headers=sent, data=data, allow_redirects=False
             ) as response:
                 return Answer(response.status, response.headers, await self._body(response))
 
@@ -156,6 +167,6 @@ class OriginHTTP:
         before = self._circuit.state
         self._circuit.end(turn, outcome, self._clock.monotonic())
         after = self._circuit.state
-        self._metrics.circuit_is(after)
+        self._metrics.circuit_is(after, of=self._circuit_name)
         if after is not before:
-            _log.warning("circuit", before=before, after=after)
+            _log.warning("circuit", of=self._circuit_name, before=before, after=after)

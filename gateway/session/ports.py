@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from gateway.clock import Clock
@@ -19,6 +19,7 @@ from gateway.fleet.log import AlertLog
 from gateway.fleet.model import ConnectedSubscription
 from gateway.hub import Hub
 from gateway.session.limits import SessionLimits
+from gateway.session.uplinks import NoUplinks, UplinkSink
 from gateway.telemetry import Metrics
 
 
@@ -98,3 +99,4 @@ class Node:
     limits: SessionLimits
     metrics: Metrics
     spawn: Spawn
+    uplinks: UplinkSink = field(default_factory=NoUplinks)

@@ -35,6 +35,7 @@ from device_sdk.wire.messages import (
     StatementMessage,
     Subscriptions,
     Update,
+    Uplink,
     Welcome,
     encode_cbor,
     encode_json,
@@ -352,6 +353,10 @@ class Session:
                 self._nack(message, now)
             case Report():
                 self._answer(self._reported(message), "report")
+            case Uplink():
+                # Not counted as an answer under way: a slow backend must not keep acks from being read. The
+                # queue of uplinks has a bound of its own for each device.
+                self._work(self._uplinked(message), "uplink")
             case Error():
                 _log.info("the device reports an error", device=self.verdict.device_id, code=message.code)
             case _:
@@ -485,6 +490,16 @@ class Session:
         answers = await self.recorded(report)
         if self.state is State.OPEN:
             self.send(*answers)
+
+    async def _uplinked(self, uplink: Uplink) -> None:
+        answer = await self.uplink(uplink)
+        if self.state is State.OPEN:
+            self.send(answer)
+
+    async def uplink(self, uplink: Uplink) -> Recorded | Error:
+        """Give ``uplink`` to the operator's backend; return the answer to it."""
+        verdict = self.verdict
+        return await self.node.uplinks.deliver(verdict.fleet, verdict.device_id, uplink)
 
     # --- from the device, over HTTP: answered once it is committed ------------------------------------------
 
@@ -990,10 +1005,14 @@ class Session:
 
     def resume(self) -> None:
         """The transport takes bytes again: feed what is behind."""
+        self.unstall()
+        self.feed()
+
+    def unstall(self) -> None:
+        """Give back the credit that ``stall`` took."""
         if self.is_stalled:
             self.is_stalled = False
             self.credit += STALL
-        self.feed()
 
     def send(self, *messages: Message) -> None:
         """Encode and write ``messages``."""

@@ -16,7 +16,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
-TRANSPORTS: Final = ("websocket", "longpoll")
+TRANSPORTS: Final = ("websocket", "longpoll", "events")
 ACCEPT_LANES: Final = ("ticket", "stranger")
 DELIVERY_KINDS: Final = ("live", "page", "redelivery")
 DEAD_LETTER_REASONS: Final = ("nacked", "expired", "attempts")
@@ -34,6 +34,7 @@ VOID_REASONS: Final = (
     "re_enrolled",
 )
 CIRCUIT_STATES: Final = ("closed", "half_open", "open")
+UPLINK_OUTCOMES: Final = ("recorded", "refused", "unavailable", "busy")
 REPORT_STATUSES: Final = ("recorded", "duplicate", "refused")
 ROLLOUT_STATES: Final = ("running", "paused", "aborted", "finished")
 DEPLOYMENT_STATES: Final = (
@@ -98,9 +99,10 @@ class Metrics:
         for state, gauge in self.rollouts.items():
             gauge.set(counts.get(state, 0))
 
-    def circuit_is(self, state: str) -> None:
-        """Set the origin circuit's state, one of ``CIRCUIT_STATES``."""
-        self.origin_circuit.set(CIRCUIT_STATES.index(state))
+    def circuit_is(self, state: str, *, of: str = "origin") -> None:
+        """Set the state of the circuit to the origin or the uplinks' backend, one of ``CIRCUIT_STATES``."""
+        circuit = self.origin_circuit if of == "origin" else self.uplink_circuit
+        circuit.set(CIRCUIT_STATES.index(state))
 
     def _devices(self) -> None:
         self.connections = self._gauges("device_connections", "Devices connected.", "transport", TRANSPORTS)
@@ -149,6 +151,13 @@ class Metrics:
         self.reports = self._counters("reports", "Reports answered.", "status", REPORT_STATUSES)
         self.signatures = self._counters(
             "signatures", "Objects signed online.", "role", ("alert", "directive", "statement")
+        )
+        self.uplinks = self._counters(
+            "uplinks", "Uplinks answered, by what the device was told.", "outcome", UPLINK_OUTCOMES
+        )
+        self.uplinks_waiting = self._gauge("uplinks_waiting", "Uplinks on their way to the backend.")
+        self.uplink_circuit = self._gauge(
+            "uplink_circuit_state", "Of the uplinks' backend: 0 closed, 1 half open, 2 open."
         )
         self.artifact_bytes = self._counter("artifact_bytes", "Bytes of artifacts sent.")
 

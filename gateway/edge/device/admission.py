@@ -35,7 +35,7 @@ from gateway.session.session import Session, State
 from gateway.session.sessions import Sessions
 
 if TYPE_CHECKING:
-    from gateway.edge.device.poll import PollSession
+    from gateway.edge.device.events import EventSession
 
 FLEET_HEADER = "Fleetcast-Fleet"
 DEVICE_HEADER = "Fleetcast-Device"
@@ -92,7 +92,7 @@ class Admission:
         self.sessions = sessions
         self.node = sessions.node
         self.connections = 0
-        self.polled: dict[tuple[str, str], PollSession] = {}
+        self.polled: dict[tuple[str, str], EventSession] = {}
         self._per_fleet: Counter[str] = Counter()
         self.is_draining = False
         self._statements = statements

@@ -26,19 +26,20 @@ from device_sdk.wire.messages import (
     encode_json,
 )
 from gateway.edge.device.admission import Admission
+from gateway.edge.device.watched import Watched
 from gateway.errors import GatewayError
 from gateway.fleet.facts import Attempted
 from gateway.identity import Credential, Verdict
 from gateway.session.lane import Lane
 from gateway.session.page import Page
-from gateway.session.session import Session, State
+from gateway.session.session import State
 
 CURSOR_PREFIX: Final = "v1."
 CURSOR_SIZE_MAX: Final = 2048
-_KEPT_LEN_MAX: Final = 128  # updates, cancels and changes that wait for a poll; more end the session
+KEPT_LEN_MAX: Final = 128  # updates, cancels and changes that wait for a poll; more end the session
 _ANSWER_SIZE_MAX: Final = BATCH_SIZE_MAX - BATCH_LEN_MAX - 8  # of the messages: what is around them fits too
 _READ_WAIT_S: Final = 5.0  # a poll that does not wait waits that long for a read of the log that it began
-_ANSWER: Final = 0  # the number in a cursor that is no subscription's: which answer it came with
+ANSWER: Final = 0  # the number in a cursor that is no subscription's: which answer it came with
 
 
 class _Nowhere:
@@ -48,7 +49,7 @@ class _Nowhere:
         raise AssertionError("a polled session is not written to")
 
 
-_NOWHERE: Final = _Nowhere()
+NOWHERE: Final = _Nowhere()
 
 
 def format_cursor(positions: Mapping[int, Position]) -> str:
@@ -80,7 +81,7 @@ def parse_cursor(text: str) -> dict[int, Position]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Item:
+class Item:
     """A message that waits for a poll.
 
     Attributes:
@@ -95,7 +96,7 @@ class _Item:
     is_update: bool = False
 
 
-class PollSession(Session):
+class PollSession(Watched):
     """A device that polls.
 
     An answer may be lost. Alerts are then read again from where the cursor stands; cancels and the like are
@@ -108,7 +109,6 @@ class PollSession(Session):
     """
 
     __slots__ = (
-        "_admission",
         "_answers",
         "_commits",
         "_outbox",
@@ -133,17 +133,16 @@ class PollSession(Session):
         credential_key: bytes = b"",
         token_sha256: bytes = b"",
     ) -> None:
-        super().__init__(admission.node, verdict, is_json=is_json, now=now)
+        super().__init__(admission, verdict, credential="", is_json=is_json, now=now)
         self._token_sha256 = token_sha256
         self.told_at = verdict.judged_at
         self.credential_key = credential_key
-        self.connection = _NOWHERE
+        self.connection = NOWHERE
         self.is_polled = False
-        self._admission = admission
         self._commits: set[asyncio.Future[object]] = set()
-        self._outbox: list[_Item] = []
+        self._outbox: list[Item] = []
         self._outbox_bytes = 0
-        self._said: list[_Item] = []  # in the last answer, of what is not read again from the log
+        self._said: list[Item] = []  # in the last answer, of what is not read again from the log
         self._answers = 0
         self._polls = 0
         self._waiter: asyncio.Future[bool] | None = None
@@ -240,7 +239,7 @@ class PollSession(Session):
         self._said = [item for item in taken if item.lane is None and not item.is_update]
         if self._said:
             self._answers += 1
-            stands[_ANSWER] = self._answer_position
+            stands[ANSWER] = self._answer_position
         return [item.data for item in taken], format_cursor(stands)
 
     @property
@@ -255,7 +254,7 @@ class PollSession(Session):
         to have it.
         """
         said, self._said = self._said, []
-        if said and cursor is not None and cursor.get(_ANSWER) != self._answer_position:
+        if said and cursor is not None and cursor.get(ANSWER) != self._answer_position:
             self._keep([*said, *self._outbox])
 
     async def _take_cursor(self, cursor: Mapping[int, Position] | None, now: float) -> None:
@@ -303,7 +302,7 @@ class PollSession(Session):
         """Alerts that no poll took are read again; what else waits stays."""
         self._keep(item for item in self._outbox if item.lane is None)
 
-    def _keep(self, items: Iterable[_Item]) -> None:
+    def _keep(self, items: Iterable[Item]) -> None:
         self._outbox = list(items)
         self._outbox_bytes = sum(len(item.data) for item in self._outbox)
 
@@ -334,22 +333,22 @@ class PollSession(Session):
     def _send_pages(self, lane: Lane, page: Page) -> None:
         self._add(
             [
-                _Item(message, lane, upto)
+                Item(message, lane, upto)
                 for message, (upto, _) in zip(page.messages, page.entries, strict=True)
             ]
         )
 
     def _send_update(self, update: Update) -> None:
         data = encode_json(update).encode() if self.is_json else encode_cbor(update)
-        self._add([_Item(data, is_update=True)])
+        self._add([Item(data, is_update=True)])
 
     def _send(self, messages: Sequence[bytes]) -> None:
-        self._add([_Item(message) for message in messages])
+        self._add([Item(message) for message in messages])
 
-    def _add(self, items: Sequence[_Item]) -> None:
+    def _add(self, items: Sequence[Item]) -> None:
         self._outbox += items
         self._outbox_bytes += sum(len(item.data) for item in items)
-        if not self.is_polled and len(self._outbox) > _KEPT_LEN_MAX:
+        if not self.is_polled and len(self._outbox) > KEPT_LEN_MAX:
             self.close(CloseCode.INSUFFICIENT_STATE)
         elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(True)
@@ -395,3 +394,17 @@ def check_cursor(header: str | None) -> dict[int, Position] | None:
         return parse_cursor(text[1:-1])
     except WireError as error:
         raise MalformedError("If-None-Match is not a cursor") from error
+
+
+def check_last_event_id(header: str | None) -> dict[int, Position] | None:
+    """Return the positions in a ``Last-Event-ID``, which is a cursor without quotes; None if there is none.
+
+    Raises:
+        MalformedError: Not a cursor.
+    """
+    if not header:  # what a client sends that has seen no event
+        return None
+    try:
+        return parse_cursor(header)
+    except WireError as error:
+        raise MalformedError("Last-Event-ID is not a cursor") from error

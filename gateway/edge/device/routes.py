@@ -6,6 +6,7 @@ brought is committed.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
@@ -19,13 +20,15 @@ from device_sdk.wire.messages import (
     Message,
     Nack,
     Report,
+    Uplink,
     decode_batch_cbor,
     decode_batch_json,
     encode_cbor,
     encode_json,
 )
 from gateway.edge.device.admission import TICKET_HEADER, Admission
-from gateway.edge.device.poll import PollSession, check_cursor
+from gateway.edge.device.events import STREAM_HEADERS, EventSession, EventStream
+from gateway.edge.device.poll import PollSession, check_cursor, check_last_event_id
 from gateway.edge.device.socket import connect
 from gateway.errors import ConflictError, ProtocolViolationError
 from gateway.identity import Credential, ResumedVerdict, Verdict
@@ -53,8 +56,10 @@ def device_routes(
         web.get("/v1/device/connect", connected, allow_head=False),
         web.post("/v1/device/hello", plane.hello),
         web.get("/v1/device/messages", plane.messages, allow_head=False),
+        web.get("/v1/device/events", plane.events, allow_head=False),
         web.post("/v1/device/acks", plane.acks),
         web.post("/v1/device/reports", plane.reports),
+        web.post("/v1/device/uplinks", plane.uplinks),
     ]
 
 
@@ -73,7 +78,7 @@ class _Plane:
             case _:
                 raise ProtocolViolationError("one hello", code="hello_expected")
         admission.identity.check(credential, verdict)  # again, after a body that took its time
-        session = PollSession(
+        session = EventSession(
             admission,
             verdict,
             credential_key=admission.identity.key(credential),
@@ -108,6 +113,24 @@ class _Plane:
         messages, etag = answer
         return _batch(messages, is_json=session.is_json, headers={"ETag": f'"{etag}"'})
 
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """Answer with a stream of what comes after ``Last-Event-ID``, until either side ends it."""
+        credential, verdict = await self._admission.judge_polled(request)
+        session = self._session(credential, verdict)
+        await self._renew(session, verdict, is_ticket_shown=TICKET_HEADER in request.headers)
+        cursor = check_last_event_id(request.headers.get("Last-Event-ID"))
+        response = web.StreamResponse(headers=STREAM_HEADERS)
+        await response.prepare(request)
+        if session.state is not State.OPEN:
+            return response
+        stream = EventStream(session, request.transport, now=self._admission.node.clock.monotonic())
+        session.attach(stream, cursor, credential=credential)
+        try:
+            await stream.run(response)
+        finally:
+            session.detach(stream)
+        return response
+
     async def acks(self, request: web.Request) -> web.StreamResponse:
         """Commit acknowledgements; what cannot be accepted is answered as a batch of ``error``."""
         credential, verdict = await self._admission.judge_polled(request)
@@ -130,7 +153,18 @@ class _Plane:
             answers += await session.recorded(report)
         return _batch(_encoded(answers, is_json), is_json=is_json)
 
-    def _session(self, credential: Credential, verdict: Verdict) -> PollSession:
+    async def uplinks(self, request: web.Request) -> web.StreamResponse:
+        """Give uplinks to the operator's backend; each is answered ``recorded``, or ``error``: later."""
+        credential, verdict = await self._admission.judge_polled(request)
+        uplinks = await _read_posted(request, (Uplink,))
+        session = self._session(credential, verdict)
+        is_json = _is_json_wanted(request)
+        found = await asyncio.gather(
+            *(session.uplink(uplink) for uplink in uplinks if isinstance(uplink, Uplink))
+        )
+        return _batch(_encoded(found, is_json), is_json=is_json)
+
+    def _session(self, credential: Credential, verdict: Verdict) -> EventSession:
         """Return the device's polled session.
 
         Raises:

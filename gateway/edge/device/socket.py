@@ -22,18 +22,14 @@ from device_sdk.wire.messages import (
     decode_json,
 )
 from gateway.edge.adopt import adopt, handshake_of
-from gateway.edge.device.admission import Admission, close_code_of
+from gateway.edge.device.admission import Admission
 from gateway.edge.device.quick_ack import quick_ack
+from gateway.edge.device.watched import Watched
 from gateway.edge.problem import RequestError
 from gateway.edge.rejections import rejection
-from gateway.errors import (
-    CredentialRefusedError,
-    GatewayError,
-    OriginUnavailableError,
-    StorageUnavailableError,
-)
-from gateway.identity import Credential, Validity, Verdict, after_unknown, validity
-from gateway.session.session import Session, State
+from gateway.errors import GatewayError
+from gateway.identity import Credential, Verdict
+from gateway.session.session import State
 from gateway.telemetry import logger
 from gateway.websocket import Connection, HandshakeError, Opcode, WebSocketLimits, frame
 
@@ -42,19 +38,15 @@ _log = logger("device")
 SUBPROTOCOLS: Final = (CBOR_SUBPROTOCOL, JSON_SUBPROTOCOL)
 
 
-class SocketSession(Session):
+class SocketSession(Watched):
     """A device on a WebSocket."""
 
     __slots__ = (
-        "_admission",
         "_buffered",
-        "_credential",
         "_drained_at",
         "_holds",
-        "_is_checking",
         "_next_ping_at",
         "_pinged_at",
-        "_validity",
     )
 
     connection: Connection
@@ -62,11 +54,7 @@ class SocketSession(Session):
     def __init__(
         self, admission: Admission, credential: str, verdict: Verdict, *, is_json: bool, now: float
     ) -> None:
-        super().__init__(admission.node, verdict, is_json=is_json, now=now)
-        self._admission = admission
-        self._credential = credential
-        self._validity = self._valid(verdict)
-        self._is_checking = False
+        super().__init__(admission, verdict, credential=credential, is_json=is_json, now=now)
         self._holds = 0
         self._buffered = 0
         self._drained_at = now
@@ -74,9 +62,6 @@ class SocketSession(Session):
         # The first ping comes anywhere in the first interval, so that devices which came together are not
         # pinged together.
         self._next_ping_at = now + self.node.random.uniform(0.2, 1.0) * self.node.limits.heartbeat_s
-
-    def _valid(self, verdict: Verdict) -> Validity:
-        return validity(verdict, limits=self._admission.identity.limits, jitter=self.node.random.random())
 
     # --- what the connection says -------------------------------------------------------------------------
 
@@ -213,37 +198,9 @@ class SocketSession(Session):
         self._visit_verdict()
         super().visit(now)
 
-    def _visit_verdict(self) -> None:
-        now_ms = self.node.clock.now_ms()
-        if now_ms >= self._validity.ends_at:
-            self.close(CloseCode.VERDICT_EXPIRED)
-        elif now_ms >= self._validity.next_check_at and not self._is_checking:
-            self._is_checking = True
-            self.node.spawn(self._check(), name=f"device.check[{self.verdict.device_id}]")
-
     @property
     def token_sha256(self) -> bytes:
         return Credential.packed_sha256(self._credential)
-
-    def judged(self, verdict: Verdict) -> None:
-        super().judged(verdict)
-        self._validity = self._valid(verdict)
-
-    async def _check(self) -> None:
-        try:
-            await self._admission.revalidate(self, Credential.unpacked(self._credential))
-            await self._admission.give_ticket(self)
-        except CredentialRefusedError as error:
-            self.close(close_code_of(error))
-        except (OriginUnavailableError, StorageUnavailableError) as error:
-            self._validity = after_unknown(
-                self._validity,
-                now=self.node.clock.now_ms(),
-                retry_after_s=error.retry_after_s or 1.0,
-                jitter=self.node.random.random(),
-            )
-        finally:
-            self._is_checking = False
 
 
 async def connect(request: web.Request, admission: Admission, limits: WebSocketLimits) -> web.StreamResponse:

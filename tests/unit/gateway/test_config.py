@@ -215,16 +215,17 @@ class TestSecrets:
     def test_a_secret_that_everybody_can_reach_is_refused_with_the_command_that_mends_it(
         self, tmp_path, key, mode
     ):
-        for name in ("cert", "key", "password", "client"):
+        for name in ("cert", "key", "password", "client", "uplink"):
             (tmp_path / name).touch(mode=0o600)
-        files = dict(zip(SECRETS, ("key", "password", "client"), strict=True))
+        files = dict(zip(SECRETS, ("key", "password", "client", "uplink"), strict=True))
         (tmp_path / files[key]).chmod(mode)
         (problem,) = problems(
             tmp_path,
             f'[server]\ntls_cert = "{tmp_path}/cert"\ntls_key = "{tmp_path}/key"\n'
             f'[database]\nurl = "{self.URL}"\npassword_file = "{tmp_path}/password"\n'
             '[identity]\nmode = "introspection"\n[identity.introspection]\nurl = "http://x"\n'
-            f'client_id = "g"\nclient_secret_file = "{tmp_path}/client"',
+            f'client_id = "g"\nclient_secret_file = "{tmp_path}/client"\n'
+            f'[uplink]\nurl = "http://x"\ntoken_file = "{tmp_path}/uplink"',
         )
         assert f"{key}: everybody on this machine has access to {tmp_path / files[key]}" in problem
         assert problem.endswith(f"run: chmod o= {tmp_path / files[key]}")
@@ -310,7 +311,8 @@ class TestExample:
 
     def test_example_with_every_key_set_loads_and_has_every_key(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        for name in ("tls/fleetcast.crt", "tls/fleetcast.key", "secrets/introspection", "secrets/database"):
+        secrets = [f"secrets/{name}" for name in ("introspection", "database", "uplink")]
+        for name in ("tls/fleetcast.crt", "tls/fleetcast.key", *secrets):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).touch(mode=0o600)
         text = re.sub(r"^#(?! )", "", example(), flags=re.MULTILINE)
