@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientSession
+from yarl import URL
 
 from device_sdk.wire.keys import PrivateKey
 from device_sdk.wire.suit.target import class_identifier, vendor_identifier
@@ -87,8 +88,10 @@ class Api:
             sent["Content-Type"] = "application/json"
         if token is not None:
             sent["Authorization"] = f"Bearer {self.tokens[token]}"
+        # What is escaped is sent as it is.
+        url = URL(self._url + full, encoded="%" in full)
         async with self._http.request(
-            method, self._url + full, json=body, data=data, headers=sent, skip_auto_headers=["Content-Type"]
+            method, url, json=body, data=data, headers=sent, skip_auto_headers=["Content-Type"]
         ) as response:
             raw = await response.read()
             is_json = "json" in response.headers.get("Content-Type", "")
