@@ -11,8 +11,8 @@ from device_sdk.wire.limits import ALERT_SIZE_MAX
 from device_sdk.wire.messages import Alert, Message
 from device_sdk.wire.names import ChannelName
 from gateway.errors import LimitExceededError, StorageUnavailableError
-from gateway.fleet.model import Appended
 from gateway.fleet.acts import Replay
+from gateway.fleet.model import Appended
 from tests.unit.gateway.session.node import FLEET, MemoryLog, World
 
 

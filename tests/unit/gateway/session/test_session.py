@@ -75,7 +75,6 @@ class TestWelcome:
         kinds = [type(message) for message in session.taken()]
         assert kinds == [Welcome, Roots, Cancel, Alert]
 
-
     @pytest.mark.parametrize("root", [None, b"root"], ids=["known-root", "new-root"])
     async def test_brings_the_statement_once_its_key_is_known(self, world: World, root: bytes | None) -> None:
         connected = replace(world.connected("ops"), root_document=root)
