@@ -165,7 +165,7 @@ class EventSession(PollSession):
         self.is_json = True
         for lane in self.lanes:
             self._resume(lane, cursor)
-        again = self._unseen(cursor)
+        waiting = [*self._unseen(cursor), *waiting]
         self._kept = deque(maxlen=KEPT_LEN_MAX)
         self._credential = self._admission.identity.kept(credential).packed()
         self._validity = self._valid(self.verdict)
@@ -178,7 +178,7 @@ class EventSession(PollSession):
         spread_s = self._admission.spread_s(self.verdict.fleet)
         stream.retry(1 + self.node.random.uniform(0, spread_s))
         stream.next_beat_at += self.node.random.uniform(0.2, 1.0) * self.node.limits.heartbeat_s
-        self._add([*again, *waiting])
+        self._add(waiting)
         self.feed()
 
     def detach(self, stream: EventStream) -> None:
@@ -204,6 +204,9 @@ class EventSession(PollSession):
     ) -> tuple[list[bytes], str] | None:
         if self._stream is not None:
             self._leave_stream()
+        if self._kept is not None:
+            self._keep([*self._unseen(cursor), *self._outbox])
+            self._kept = None
         return await super().poll(cursor, wait_s=wait_s)
 
     # --- what the session asks ----------------------------------------------------------------------------

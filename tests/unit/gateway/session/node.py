@@ -179,7 +179,7 @@ class Directory:
         await self._asked("device", device_id)
         if device_id not in self.keys:
             raise NotFoundError("no such device")
-        return type("Row", (), {"key": self.keys[device_id]})
+        return type("Row", (), {"key": self.keys[device_id], "enrolment_id": b"e" * 16})
 
     async def cancelling(self, device_keys: Sequence[int]) -> Sequence[tuple[int, bytes]]:
         found = [one for one in self.deployments if one[0] in device_keys]

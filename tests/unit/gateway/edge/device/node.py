@@ -51,6 +51,9 @@ class FakeIdentity:
         assert self.verdict is not None
         return self.verdict
 
+    def kept(self, credential: Credential) -> Credential:
+        return credential
+
     def resume(self, credential: Credential, ticket: bytes, **_: Any) -> ResumedVerdict | None:
         return self.resumed
 
@@ -69,6 +72,7 @@ class FakeConnection:
         self.closes: list[int] = []
         self.is_reading = True
         self.is_aborted = False
+        self.is_gone = False
         self.closed_by_us = False
         self.write_buffer_size = 0
 
