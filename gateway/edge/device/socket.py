@@ -5,6 +5,7 @@ One object is the connection's listener, the session and what the wheel visits: 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final
 
@@ -221,7 +222,7 @@ async def connect(request: web.Request, admission: Admission, limits: WebSocketL
         is_json=subprotocol == JSON_SUBPROTOCOL,
         now=admission.node.clock.monotonic(),
     )
-    connection = Connection(session, limits, request.loop)
+    connection = Connection(session, limits, asyncio.get_running_loop())
     session.connection = connection
     admission.entered(session, "websocket")
     return adopt(request, handshake, subprotocol=subprotocol, connection=connection)
