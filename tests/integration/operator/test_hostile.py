@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
+from gateway.edge.operator.refusals import refusals_of
 from gateway.edge.operator.table import TABLE
 from gateway.storage.tables import metadata
 from tests.harness.operator_api import RELEASE_KEY, STRANGER, Api
@@ -330,6 +331,12 @@ async def rows(api: Api) -> dict[str, int]:
 def test_there_are_a_hundred_and_more_over_every_operation() -> None:
     assert len(CASES) >= 100
     assert {one.operation for one in CASES} == set(ROUTES)
+
+
+@pytest.mark.parametrize("one", CASES, ids=lambda one: one.operation)
+def test_its_refusal_is_declared(one: Case) -> None:
+    if one.code not in (None, "no_such_route"):
+        assert one.code in refusals_of(ROUTES[one.operation])[one.status]
 
 
 async def test_each_has_its_answer_and_changes_nothing(world: Api) -> None:

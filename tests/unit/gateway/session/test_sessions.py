@@ -329,6 +329,27 @@ class TestDisabled:
         assert place.join(11).codes == []  # it was enabled again
 
 
+class TestWhatOperatorsSee:
+    async def test_who_is_connected_by_fleet(self, place: Place) -> None:
+        place.join(11)
+        session = place.join(12)
+        assert place.sessions.connected(1) == {11, 12}
+        assert place.sessions.connected(2) == frozenset()
+        assert place.sessions.is_connected(12)
+        session.close(CloseCode.SHUTDOWN)
+        assert place.sessions.connected(1) == {11}
+        assert not place.sessions.is_connected(12)
+
+    async def test_when_an_update_is_sent_again(self, place: Place) -> None:
+        session = place.join(11, place.subscription(UPDATES))
+        session.push(offer(11))
+        wait_s = place.sessions.next_attempt_s(11, offer(11).deployment_id)
+        assert wait_s is not None
+        assert wait_s > 0
+        assert place.sessions.next_attempt_s(11, bytes(16)) is None
+        assert place.sessions.next_attempt_s(12, offer(11).deployment_id) is None
+
+
 class TestChannelChanged:
     async def test_those_who_have_it_read_their_subscriptions_again(self, place: Place) -> None:
         place.join(11, place.subscription(1, "alert"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 from gateway.clock import FakeClock
 from gateway.edge.operator import operator_routes
 from gateway.errors import ConflictError
-from gateway.fleet.model import Channel, Device, Fleet, Subscription
+from gateway.fleet.acts import Replay
+from gateway.fleet.model import Channel, Device, Fleet, Revocation, Subscription
 from gateway.identity import OperatorToken, Scope, new_token, token_sha256
 from tests.unit.gateway.edge.operator.services import services_of
 
@@ -43,6 +45,7 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.refuses = False
+        self.replays = False
         self.ends = True
 
     async def operator_token(self, sha256: bytes) -> OperatorToken | None:
@@ -92,13 +95,13 @@ class FakeStore:
 
 class FakeSessions:
     def __init__(self) -> None:
-        self.told: list[tuple[str, int]] = []
+        self.told: list[tuple[Any, ...]] = []
 
     def is_connected(self, _device_key: int) -> bool:
         return False
 
-    def __getattr__(self, name: str) -> Callable[[int], None]:
-        return lambda key: self.told.append((name, key))
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda key, **more: self.told.append((name, key, more) if more else (name, key))
 
 
 @pytest.fixture
@@ -154,6 +157,75 @@ async def test_not_after_a_refusal(
     store.refuses = True
     assert (await ask(method, path, body)).status == 409
     assert sessions.told == []
+
+
+class FakeRevocations:
+    """The feed. What the store refuses it refuses too."""
+
+    def __init__(self, store: FakeStore) -> None:
+        self._store = store
+
+    async def revoke(self, fleet: Fleet, *, now_ms: int, act: Any = None, **what: Any) -> Any:
+        if self._store.replays:
+            return Replay(200, b"{}")
+        self._store._change()
+        return Revocation(sequence=1, fleet_key=fleet.key, fleet=fleet.name, at=now_ms, **what)
+
+
+class Credentials:
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def revoke(self, token_sha256: bytes) -> None:
+        self.told.append(token_sha256)
+
+    def forget_device(self, fleet: str, device_id: str) -> None:
+        self.told.append((fleet, device_id))
+
+
+class TestRevocations:
+    @pytest.fixture
+    def told(self) -> Credentials:
+        return Credentials()
+
+    @pytest.fixture
+    def revoke(
+        self, ask_of: Callable, clock: FakeClock, store: FakeStore, sessions: FakeSessions, told: Credentials
+    ) -> Callable:
+        services = services_of(
+            fleets=store,
+            sessions=sessions,
+            clock=clock,
+            credentials=told,
+            revocations=FakeRevocations(store),
+        )
+        put = ask_of(operator_routes(services))
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        return lambda **body: put(
+            "POST",
+            "/api/v1/revocations",
+            headers=headers,
+            body=json.dumps({"fleet": "acme", **body}).encode(),
+        )
+
+    async def test_of_a_token(self, revoke: Callable, sessions: FakeSessions, told: Credentials) -> None:
+        assert (await revoke(token_sha256="ab" * 32)).status == 200
+        assert told.told == [b"\xab" * 32]
+        assert sessions.told == [("revoked", 1, {"token_sha256": b"\xab" * 32})]
+
+    async def test_of_a_device(self, revoke: Callable, sessions: FakeSessions, told: Credentials) -> None:
+        assert (await revoke(device_id="pump")).status == 200
+        assert told.told == [("acme", "pump")]
+        assert sessions.told == [("revoked", 1, {"device_key": 7})]
+
+    async def test_not_after_a_refusal_or_a_repeat(
+        self, revoke: Callable, store: FakeStore, sessions: FakeSessions, told: Credentials
+    ) -> None:
+        store.refuses = True
+        assert (await revoke(device_id="pump")).status == 409
+        store.replays = True
+        assert (await revoke(device_id="pump")).status == 200
+        assert (told.told, sessions.told) == ([], [])
 
 
 async def test_what_changes_nothing_for_the_device_is_not_told(ask: Callable, sessions: FakeSessions) -> None:
