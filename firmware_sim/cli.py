@@ -5,6 +5,8 @@ Heavy imports stand inside the commands, so that ``--help`` stays fast.
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import json
 import logging
 import os
@@ -12,7 +14,7 @@ import sys
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from firmware_sim.result import Result
     from firmware_sim.scenario import Scenario
     from firmware_sim.simulation import Simulation
+    from firmware_sim.trace import Event
 
 USAGE: Final = 2
 
@@ -64,14 +67,16 @@ DevicesOption = Annotated[
 def fleetcast_sim() -> None:
     """A fleet of virtual devices that can be broken on purpose.
 
-    The devices run the real device SDK; flash, power, bootloader and network are simulated and fail as the
-    scenario says, drawn from one seed. They need a gateway (fleetcast serve) whose origin knows their tokens:
+    The devices run the real device SDK; flash, power, bootloader, clock and network are simulated and fail as
+    the scenario says, drawn from one seed. They need a gateway (fleetcast serve) whose origin knows their
+    tokens:
 
         fleetcast-sim tokens flaky --output tokens.txt
 
         fleetcast-sim run flaky --fleet acme --tokens tokens.txt --release-key release.pub.pem
 
-    Exit status: 0 every device ended as the scenario expects, 1 some did not, 2 wrong usage or scenario.
+    Exit status: 0 every device ended as the scenario expects and every invariant held, 1 not so, 2 wrong
+    usage or scenario.
     """
 
 
@@ -100,6 +105,32 @@ def run(
         int | None, typer.Option(metavar="N", min=0, help="Instead of the scenario's: other faults.")
     ] = None,
     devices: DevicesOption = None,
+    only_device: Annotated[
+        str | None, typer.Option(metavar="ID", help="Switch on that device alone, with all that befalls it.")
+    ] = None,
+    operator_token: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            dir_okay=False,
+            exists=True,
+            help="Send the scenario's alerts and start its rollouts, with this token.",
+        ),
+    ] = None,
+    release: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID", help="Of a release, for the scenario's rollouts: the first, the second, …"
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            dir_okay=False,
+            help="Write a page with plots there, and FILE.json beside it.",
+        ),
+    ] = None,
     stay: Annotated[
         bool, typer.Option("--stay", help="Go on until Ctrl-C or SIGTERM, whatever comes of it.")
     ] = False,
@@ -111,7 +142,7 @@ def run(
     ] = None,
     trace: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", dir_okay=False, help="Write every fault there, a line of JSON each."),
+        typer.Option(metavar="FILE", dir_okay=False, help="Write every event there, a line of JSON each."),
     ] = None,
     is_json: Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")] = False,
     verbose: Annotated[
@@ -124,31 +155,49 @@ def run(
     import uvloop
     from rich.console import Console
 
+    from firmware_sim.operator import Operator
     from firmware_sim.simulation import Simulation, write_flash
     from firmware_sim.tokens import parse_tokens
     from firmware_sim.view import live_view, print_end
 
     _log_to_stderr(verbose)
-    simulation = Simulation(
-        _load(scenario, devices),
-        url=url,
-        fleet=fleet,
-        tokens=parse_tokens(tokens.read_text()),
-        release_keys=[_key(path) for path in release_key],
-        seed=seed,
-    )
-    console = Console(stderr=True)
-    with live_view(console) as show, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    found = _load(scenario, devices)
+    actual_seed = found.seed if seed is None else seed
+    operator = None
+    if operator_token is not None:
+        operator = Operator(
+            found,
+            url=url,
+            fleet=fleet,
+            token=operator_token.read_text().strip(),
+            releases=release or (),
+            seed=actual_seed,
+        )
+    elif found.alerts or found.rollouts:
+        print("note: without --operator-token somebody else sends alerts and updates", file=sys.stderr)
+    with contextlib.ExitStack() as stack:
+        simulation = Simulation(
+            found,
+            url=url,
+            fleet=fleet,
+            tokens=parse_tokens(tokens.read_text()),
+            release_keys=[_key(path) for path in release_key],
+            seed=seed,
+            only=only_device,
+            operator=operator,
+            sink=None if trace is None else _sink(stack.enter_context(trace.open("w"))),
+        )
+        console = Console(stderr=True)
+        show = stack.enter_context(live_view(console))
+        runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
         result = runner.run(_run(simulation, show, has_end=not stay, keep_flash=keep_flash))
     if keep_flash is not None:
         write_flash(simulation.devices, keep_flash)
-    if trace is not None:
-        _write_trace(simulation, trace)
     if is_json:
         print(json.dumps(result.document(), separators=(",", ":")), flush=True)
     else:
         print_end(Console(), result)
-    raise typer.Exit(0 if result.is_met else 1)
+    raise typer.Exit(0 if result.is_ok else 1)
 
 
 @app.command()
@@ -218,7 +267,11 @@ async def _run(
 def _load(name: str, devices: int | None) -> Scenario:
     from firmware_sim.scenario_file import parse_scenario
 
-    return parse_scenario(_text(name), devices=devices)
+    text = _text(name)
+    try:
+        return parse_scenario(text, devices=devices)
+    except ScenarioError as error:
+        raise ScenarioError([f"{name}: {problem}" for problem in error.problems]) from error
 
 
 def _text(name: str) -> str:
@@ -226,7 +279,9 @@ def _text(name: str) -> str:
         return (resources.files("firmware_sim") / "scenarios" / f"{name}.toml").read_text()
     path = Path(name)
     if not path.exists():
-        raise ScenarioError([f"{name}: neither a file nor one of {', '.join(_names())}"])
+        nearest = difflib.get_close_matches(name, _names(), 1)
+        hint = f"; the nearest is {nearest[0]}" if nearest else ""
+        raise ScenarioError([f"{name}: neither a file nor one of {', '.join(_names())}{hint}"])
     return path.read_text()
 
 
@@ -245,12 +300,11 @@ def _key(path: Path) -> PublicKey:
         raise ScenarioError([f"{path}: {error}"]) from error
 
 
-def _write_trace(simulation: Simulation, path: Path) -> None:
-    with path.open("w") as file:
-        for device in simulation.devices:
-            for fault in device.trace.faults:
-                document = {"device": device.plan.device_id, "kind": fault.kind, "where": fault.where}
-                file.write(json.dumps(document) + "\n")
+def _sink(file: TextIO) -> Callable[[str, Event], None]:
+    def write(device_id: str, event: Event) -> None:
+        file.write(json.dumps(event.document(device_id), separators=(",", ":")) + "\n")
+
+    return write
 
 
 def _log_to_stderr(is_verbose: bool) -> None:

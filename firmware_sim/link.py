@@ -13,10 +13,9 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 from device_sdk.transport.link import Link, LinkClosedError, Transport
-from device_sdk.transport.websocket import WebSocketLink
 from device_sdk.wire.messages import (
     Advance,
     Alert,
@@ -44,11 +43,81 @@ class Clock(Protocol):
 
 
 class Watch(Protocol):
-    """Who looks on; nothing is changed by it."""
+    """Who looks on, at the device's end of the link; nothing is changed by it."""
 
-    def received(self, message: FromGateway) -> None: ...
+    def hello(self, hello: Hello) -> None:
+        """The device tries to connect."""
+        ...
 
-    def sent(self, message: FromDevice) -> None: ...
+    def received(self, message: FromGateway) -> None:
+        """The device is told ``message``."""
+        ...
+
+    def sent(self, message: FromDevice) -> None:
+        """The device says ``message``."""
+        ...
+
+    def closed(self) -> None:
+        """A connection is over."""
+        ...
+
+    def failed(self, reason: str) -> None:
+        """No connection came about, or one that was never welcomed is over."""
+        ...
+
+
+@runtime_checkable
+class Abortable(Protocol):
+    """A link that can end without a word."""
+
+    def abort(self) -> None: ...
+
+
+def abort(link: Link) -> None:
+    """End ``link`` as a power cut does, if its transport has a way to; ``close`` it still."""
+    if isinstance(link, Abortable):
+        link.abort()
+
+
+class TappedTransport:
+    """A transport, and somebody who is told what the gateway says on it, before anybody else is."""
+
+    def __init__(self, inner: Transport, said: Callable[[FromGateway], None]) -> None:
+        self._inner = inner
+        self._said = said
+
+    @property
+    def name(self) -> str:
+        return self._inner.name
+
+    async def connect(self, hello: Hello, token: str) -> TappedLink:
+        return TappedLink(await self._inner.connect(hello, token), self._said)
+
+
+class TappedLink:
+    """One connection of ``TappedTransport``."""
+
+    def __init__(self, inner: Link, said: Callable[[FromGateway], None]) -> None:
+        self._inner = inner
+        self._said = said
+
+    async def receive(self) -> Sequence[FromGateway]:
+        batch = await self._inner.receive()
+        for message in batch:
+            self._said(message)
+        return batch
+
+    def confirm(self) -> None:
+        self._inner.confirm()
+
+    async def send(self, messages: Sequence[FromDevice]) -> None:
+        await self._inner.send(messages)
+
+    def abort(self) -> None:
+        abort(self._inner)
+
+    async def close(self) -> None:
+        await self._inner.close()
 
 
 class Fate(NamedTuple):
@@ -78,10 +147,18 @@ class LinkState:
     Attributes:
         connections: Attempts that met the dice.
         offline_until: Monotonic.
+        current: The connection that there is, or was last.
     """
 
     connections: int = 0
     offline_until: float = float("-inf")
+    current: FaultyLink | None = None
+
+    def lose_network(self, until: float) -> None:
+        """Break the connection; none can be made before ``until``, monotonic."""
+        self.offline_until = max(self.offline_until, until)
+        if self.current is not None:
+            self.current.lose_network()
 
 
 class FaultyTransport:
@@ -118,7 +195,15 @@ class FaultyTransport:
         return self._inner.name
 
     async def connect(self, hello: Hello, token: str) -> FaultyLink:
+        try:
+            return await self._connect(hello, token)
+        except LinkClosedError as error:
+            self._watch.failed(_reason(error))
+            raise
+
+    async def _connect(self, hello: Hello, token: str) -> FaultyLink:
         state, faults = self._state, self._faults
+        self._watch.hello(hello)
         if self._clock.monotonic() < state.offline_until:
             raise LinkClosedError("offline", is_unreachable=True)
         state.connections += 1
@@ -136,7 +221,7 @@ class FaultyTransport:
         def on_break() -> None:
             state.offline_until = self._clock.monotonic() + offline_s
 
-        return FaultyLink(
+        link = FaultyLink(
             inner,
             is_stream=self._inner.name == "websocket",
             faults=faults,
@@ -146,8 +231,13 @@ class FaultyTransport:
             watch=self._watch,
             clock=self._clock,
             is_powered=self._is_powered,
+            state=state,
             on_break=on_break,
         )
+        state.current = link
+        if self._clock.monotonic() < state.offline_until:  # the network went meanwhile
+            link.lose_network()
+        return link
 
 
 class FaultyLink:
@@ -156,6 +246,7 @@ class FaultyLink:
     Args:
         is_stream: In order, and nothing missing: a WebSocket.
         streams: Of chance: for what comes, for what goes, for tampering.
+        state: Of the device's link; its ``current`` is this one.
         on_break: Called when a fault ends the connection.
     """
 
@@ -171,9 +262,11 @@ class FaultyLink:
         watch: Watch,
         clock: Clock,
         is_powered: Callable[[], bool],
+        state: LinkState,
         on_break: Callable[[], None],
     ) -> None:
         self._inner = inner
+        self._state = state
         self._is_stream = is_stream
         self._faults = faults
         self._random_in, self._random_out, self._random_tamper = streams
@@ -190,6 +283,9 @@ class FaultyLink:
         self._sent = 0
         self._broken = asyncio.Event()
         self._is_silent = False
+        self._is_welcomed = False
+        self._is_closed = False
+        self._ending = LinkClosedError("the link broke")
 
     # --- what comes ---------------------------------------------------------------------------------------
 
@@ -218,6 +314,7 @@ class FaultyLink:
         if not self._is_stream and self._is_reordered(self._random_in, arrived, "in"):
             arrived = interleaved(arrived, self._random_in)
         for message in arrived:
+            self._is_welcomed = self._is_welcomed or isinstance(message, Welcome)
             self._watch.received(message)
         return arrived
 
@@ -230,6 +327,9 @@ class FaultyLink:
             if self._broken.is_set():
                 await self._end()
             return coming.result()
+        except LinkClosedError as error:
+            self._ending = error
+            raise
         finally:
             coming.cancel()
             breaking.cancel()
@@ -284,9 +384,21 @@ class FaultyLink:
     # --- both ---------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        if isinstance(self._inner, WebSocketLink) and (self._broken.is_set() or not self._is_powered()):
-            self._inner.abort()  # the other end is not told
+        if self._broken.is_set() or not self._is_powered():
+            abort(self._inner)  # the other end is not told
+        if self._state.current is self:
+            self._state.current = None
+        if not self._is_closed:
+            self._is_closed = True
+            if self._is_welcomed:
+                self._watch.closed()
+            else:
+                self._watch.failed(_reason(self._ending))
         await self._inner.close()
+
+    def lose_network(self) -> None:
+        """Break now."""
+        self._broken.set()
 
     def _is_reordered(self, random: Random, messages: Sequence[object], way: str) -> bool:
         if random.random() >= self._faults.reorder or len(messages) < 2:
@@ -306,6 +418,14 @@ class FaultyLink:
         if self._is_silent:
             await self._clock.sleep(self._silence_s)
         raise LinkClosedError("the link broke")
+
+
+def _reason(error: LinkClosedError) -> str:
+    """Return why a connection did not come about, in a word."""
+    code = error.http_status or error.close_code
+    if code is not None:
+        return str(code)
+    return "other" if error.blames_transport else "unreachable"
 
 
 _LANES: Final = (Alert, Advance, Recorded, Update, Cancel)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 from device_sdk.update.procedure import Step, is_final
-from device_sdk.wire.messages import FromDevice, FromGateway, Recorded, Report, Welcome
+from device_sdk.wire.messages import (
+    FromDevice,
+    FromGateway,
+    Nack,
+    Recorded,
+    Report,
+    StatementMessage,
+    Welcome,
+)
+from firmware_sim.genuine import bound
+from firmware_sim.meter import Series
 from firmware_sim.scenario import Expectation
-from firmware_sim.trace import Trace
 
 DEPLOYMENTS_KEPT_MAX: Final = 64
-LATENCIES_KEPT_MAX: Final = 1_000
 REPORTS_KEPT_MAX: Final = 512
+NACKS_KEPT_MAX: Final = 512
 
 
 @dataclass(slots=True)
@@ -30,30 +39,41 @@ class Told:
     is_recorded: bool = False
 
 
+class _Sent(NamedTuple):
+    """A report that was sent, and when it was last."""
+
+    deployment: bytes
+    seq: int
+    at_s: float
+
+
 @dataclass(slots=True)
 class Record:
-    """One device.
+    """One device. What all devices count together goes to ``series``.
 
     Attributes:
+        phase: What it does now, of ``meter.PHASES``.
         alerts: Handled, by the device's own durable count.
-        disorders: Alerts that came to the handler twice, or behind a later one.
-        latencies_ms: From an alert's issue to the handler's commit, on one clock; the newest are kept.
         welcomes: Connections that the gateway welcomed, by transport.
+        failed: Attempts that it did not, by reason.
+        statements: That the gateway signed for it.
         power_cuts: How often the power went.
         crash: What ended the device for good; it should be None.
     """
 
+    series: Series = field(default_factory=Series)
+    phase: str = "off"
     alerts: int = 0
-    disorders: int = 0
-    latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES_KEPT_MAX))
     welcomes: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+    statements: int = 0
     boots: int = 0
     power_cuts: int = 0
-    is_connected: bool = False
     crash: str | None = None
-    trace: Trace = field(default_factory=Trace)
     deployments: OrderedDict[bytes, Told] = field(default_factory=OrderedDict)
-    _reports: OrderedDict[bytes, tuple[bytes, int]] = field(default_factory=OrderedDict)
+    _reports: OrderedDict[bytes, _Sent] = field(default_factory=OrderedDict)
+    _nacks: OrderedDict[Nack, None] = field(default_factory=OrderedDict)
+    _connecting_at: float = 0.0
 
     @property
     def last(self) -> Told | None:
@@ -65,37 +85,77 @@ class Record:
         """The state of the newest deployment, ``idle`` if there is none."""
         return self.last.state if self.last is not None else "idle"
 
-    def sent(self, message: FromDevice) -> None:
-        """The device said ``message``."""
-        if not isinstance(message, Report):
-            return
-        told = self.deployments.get(message.deployment)
-        if told is None or message.seq > told.seq:
-            self.deployments[message.deployment] = Told(message.seq, message.state, message.code)
-        _bound(self.deployments, DEPLOYMENTS_KEPT_MAX)
-        self._reports[message.id] = (message.deployment, message.seq)
-        _bound(self._reports, REPORTS_KEPT_MAX)
+    # --- what happens -------------------------------------------------------------------------------------
 
-    def received(self, message: FromGateway, transport: str) -> None:
+    def connecting(self, now_s: float) -> None:
+        """The device tries to connect."""
+        self._connecting_at = now_s
+
+    def connection_failed(self, reason: str) -> None:
+        """No connection came about."""
+        self.failed[reason] += 1
+        self.series.meter.failed[reason] += 1
+
+    def handled(self, latency_ms: float) -> None:
+        """The application committed an alert, so long after it was issued."""
+        self.alerts += 1
+        self.series.meter.alerts += 1
+        self.series.meter.latency.add(latency_ms)
+
+    def sent(self, message: FromDevice, now_s: float) -> None:
+        """The device said ``message``."""
+        match message:
+            case Report():
+                self._report(message, now_s)
+            case Nack() if message not in self._nacks:
+                self._nacks[message] = None
+                bound(self._nacks, NACKS_KEPT_MAX)
+                self.series.meter.refused[message.code] += 1
+            case _:
+                pass
+
+    def refused(self, code: str) -> None:
+        """The device refused something that its gateway never said."""
+        self.series.meter.refused[code] += 1
+
+    def _report(self, report: Report, now_s: float) -> None:
+        told = self.deployments.get(report.deployment)
+        if told is None or report.seq > told.seq:
+            self.deployments[report.deployment] = Told(report.seq, report.state, report.code)
+            bound(self.deployments, DEPLOYMENTS_KEPT_MAX)
+            if report.code is not None and report.state != Step.COMMITTED:
+                self.series.meter.refused[report.code] += 1
+        self._reports[report.id] = _Sent(report.deployment, report.seq, now_s)
+        bound(self._reports, REPORTS_KEPT_MAX)
+
+    def received(self, message: FromGateway, transport: str, now_s: float) -> None:
         """The device was told ``message``."""
         match message:
             case Welcome():
                 self.welcomes[transport] += 1
+                self.statements += message.statement is not None
+                self.series.meter.connected += 1
+                self.series.meter.welcome.add((now_s - self._connecting_at) * 1000)
+            case StatementMessage():
+                self.statements += 1
             case Recorded():
-                deployment, seq = self._reports.get(message.id, (b"", 0))
-                told = self.deployments.get(deployment)
-                if told is not None and told.seq == seq:
+                sent = self._reports.pop(message.id, None)
+                if sent is None:
+                    return
+                self.series.meter.round_trip.add((now_s - sent.at_s) * 1000)
+                told = self.deployments.get(sent.deployment)
+                if told is not None and told.seq == sent.seq:
                     told.is_recorded = True
             case _:
                 pass
 
+    # --- what came of it ----------------------------------------------------------------------------------
+
     def unmet(self, expected: Expectation) -> str | None:
         """Return what is missing of ``expected``, None if nothing is."""
-        told = self.last
         if self.crash is not None:
             return f"it crashed: {self.crash}"
-        if self.disorders:
-            return f"{self.disorders} alerts were repeated or out of order"
+        told = self.last
         if expected.states:
             if told is None or told.state not in expected.states:
                 return f"its state is {self.state}"
@@ -114,8 +174,3 @@ class Record:
         if told is None or not is_final(Step(told.state)):
             return False
         return told.state != Step.COMMITTED
-
-
-def _bound(kept: OrderedDict[bytes, Any], count_max: int) -> None:
-    while len(kept) > count_max:
-        kept.popitem(last=False)

@@ -1,4 +1,4 @@
-"""A scenario: which devices there are, what goes wrong with them, and how each should end. Pure.
+"""A scenario: which devices there are, what they get, what goes wrong, and how each should end. Pure.
 
 How it is written in a file is ``scenario_file``, and docs/reference/simulator.md.
 """
@@ -17,12 +17,36 @@ STATES: Final = ("committed", "rolled_back", "failed", "rejected", "cancelled")
 TRANSPORTS: Final = ("websocket", "longpoll", "auto")
 ENCODINGS: Final = ("cbor", "json")
 TAMPERS: Final = ("nothing", "signature", "manifest", "any")
-CLOCKS: Final = ("trusted", "none")
+CLOCKS: Final = ("trusted", "none", "resets")
+DOWNLOADS: Final = ("genuine", "endless", "oversized", "slow", "other", "truncated")
 
 TransportName = Literal["websocket", "longpoll", "auto"]
 EncodingName = Literal["cbor", "json"]
 TamperName = Literal["nothing", "signature", "manifest", "any"]
-ClockName = Literal["trusted", "none"]
+ClockName = Literal["trusted", "none", "resets"]
+DownloadName = Literal["genuine", "endless", "oversized", "slow", "other", "truncated"]
+ATTACKS: Final = (
+    "forged_directive",
+    "unknown_signer",
+    "alert_as_directive",
+    "truncated_directive",
+    "other_device",
+    "renamed_deployment",
+    "replayed_update",
+    "mixed_manifest",
+    "truncated_manifest",
+    "forged_cancel",
+    "late_cancel",
+    "forged_root",
+    "forged_statement",
+    "forged_receipt",
+    "forged_alert",
+    "moved_alert",
+    "truncated_alert",
+    "repeated_alert",
+)
+"""What a hostile gateway does; ``attacks`` has each."""
+AttackName = str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +114,47 @@ class BootFaults:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClockFaults:
+    """What a device's clock says.
+
+    Attributes:
+        kind: ``trusted``; ``none``, time comes from the gateway's signed statements alone; ``resets``, a
+            clock without a battery: 1970 at each boot.
+        jumps: How often it leaps, at most.
+        jump_s: By how much; below 0: back.
+        jump_every_s: How long from one leap to the next, and to the first.
+    """
+
+    kind: ClockName = "trusted"
+    jumps: int = 0
+    jump_s: Range = (-86_400, -3_600)
+    jump_every_s: Range = (1, 5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostileGateway:
+    """What stands between a device and its gateway, and lies.
+
+    Attributes:
+        attacks: Of ``ATTACKS``: those that make something up take turns, those that change something genuine
+            do so when it passes.
+        rounds: How often each is tried.
+        every_s: How long from one that makes something up to the next.
+        download: What is served instead of images.
+    """
+
+    attacks: tuple[AttackName, ...] = ()
+    rounds: int = 1
+    every_s: Range = (0.05, 0.2)
+    download: DownloadName = "genuine"
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is one."""
+        return bool(self.attacks) or self.download != "genuine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Expectation:
     """How a device of a group should end; what is not said is not asked.
 
@@ -113,6 +178,7 @@ class Group:
         transports, encodings: Weights; devices take turns.
         sequence, version: Of the image that the factory installed.
         start_within_s: Devices are switched on within so long.
+        rate_window_s: Over how long the SDK measures that a download is too slow.
     """
 
     name: str
@@ -121,14 +187,63 @@ class Group:
     transports: Mapping[TransportName, int] = field(default_factory=lambda: {"websocket": 1})
     encodings: Mapping[EncodingName, int] = field(default_factory=lambda: {"cbor": 1})
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
-    clock: ClockName = "trusted"
     sequence: int = 0
     version: str = ""
     start_within_s: float = 1.0
+    rate_window_s: float = 300.0
+    clock: ClockFaults = field(default_factory=ClockFaults)
     link: LinkFaults = field(default_factory=LinkFaults)
     flash: FlashFaults = field(default_factory=FlashFaults)
     boot: BootFaults = field(default_factory=BootFaults)
+    gateway: HostileGateway = field(default_factory=HostileGateway)
     expect: Expectation = field(default_factory=Expectation)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertTraffic:
+    """Alerts that the run sends as the operator, to one channel.
+
+    Attributes:
+        from_s, until_s: When, after the run begins.
+        every_s: From one to the next.
+        size_bytes: Of the text.
+        ttl_s: 0: without.
+    """
+
+    channel: str = "ops"
+    from_s: float = 1.0
+    until_s: float = 10.0
+    every_s: Range = (1, 1)
+    size_bytes: Range = (16, 200)
+    ttl_s: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutStart:
+    """A rollout that the run starts as the operator.
+
+    Attributes:
+        release: Which of the releases that it was given, from 1.
+    """
+
+    at_s: float = 1.0
+    channel: str = "firmware"
+    percent: int = 100
+    release: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outage:
+    """All links of some groups break at once, without a close frame.
+
+    Attributes:
+        for_s: How long no connection can be made; drawn for each device.
+        groups: Their names; none: all.
+    """
+
+    at_s: float = 1.0
+    for_s: Range = (1, 1)
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +252,7 @@ class Scenario:
 
     Attributes:
         duration_s: The run ends then at the latest.
+        lasts_s: It does not end sooner.
         id_prefix: Devices are called this and their number.
         vendor, device_class, component: What manifests are matched with.
     """
@@ -146,11 +262,20 @@ class Scenario:
     seed: int = 1
     devices: int
     duration_s: float = 60.0
+    lasts_s: float = 0.0
     id_prefix: str = "sim-"
     vendor: str = "acme.example"
     device_class: str = "tc3"
     component: str = "main"
     groups: tuple[Group, ...]
+    alerts: tuple[AlertTraffic, ...] = ()
+    rollouts: tuple[RolloutStart, ...] = ()
+    outages: tuple[Outage, ...] = ()
+
+    @property
+    def quiet_after_s(self) -> float:
+        """When nothing that happens to the devices by the clock is still to come."""
+        return max(self.lasts_s, *(outage.at_s + outage.for_s[1] for outage in self.outages), 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

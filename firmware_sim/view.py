@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from firmware_sim.invariants import Invariant
 from firmware_sim.result import Result
 
 _STYLES = {
@@ -55,20 +56,32 @@ def _facts(result: Result) -> Table:
     table.add_row("updates", states)
     if result.refused:
         table.add_row("refused", Text(_counts(result.refused), style="red"))
-    order = "each once, in order" if not result.disorders else f"{result.disorders} OUT OF ORDER"
+    order = "each once, in order" if result.is_in_order else "NOT EACH ONCE AND IN ORDER"
     table.add_row("alerts", f"{result.alerts} on {result.devices_alerted} devices, {order}")
     table.add_row("faults", _counts(result.faults) or "none")
     table.add_row("boots", str(result.boots))
+    if result.attacks:
+        table.add_row("attacks", f"{sum(one['tried'] for one in result.attacks.values())} tried")
+    held = Text(f"{len(Invariant)} held", "green")
+    if any(result.breaks.values()):
+        held = Text(_counts({name.value: count for name, count in result.breaks.items()}), "bold red")
+    table.add_row("invariants", held)
     return table
 
 
 def print_end(console: Console, result: Result) -> None:
     """Print how it ended."""
-    verdict = Text("as expected", "bold green") if result.is_met else Text("not as expected", "bold red")
+    verdict = Text("as expected", "bold green") if result.is_ok else Text("not as expected", "bold red")
     console.print(Text(f"{result.scenario}, seed {result.seed}: "), verdict, f"after {result.seconds:.1f} s")
     console.print(_facts(result))
     for device_id, missing in list(result.unmet.items())[:20]:
         console.print(f"  {device_id}: {missing}", markup=False)
+    for broken in result.broken[:20]:
+        console.print(
+            f"  {broken.device_id}: {broken.invariant} is broken, seed {broken.seed}, event {broken.event}: "
+            f"{broken.detail}",
+            markup=False,
+        )
 
 
 def _counts(counts: dict[str, int]) -> str:

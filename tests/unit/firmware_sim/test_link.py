@@ -29,7 +29,7 @@ from device_sdk.wire.messages import (
     Welcome,
 )
 from firmware_sim.dice import Dice
-from firmware_sim.link import FaultyLink, FaultyTransport, LinkState, interleaved
+from firmware_sim.link import FaultyLink, FaultyTransport, LinkState, TappedTransport, interleaved
 from firmware_sim.scenario import LinkFaults
 from firmware_sim.trace import Trace
 
@@ -61,7 +61,10 @@ class Script:
         self.batches = [list(batch) for batch in batches]
         self.sent: list[list[FromDevice]] = []
         self.confirmed = 0
-        self.is_closed = False
+        self.is_closed = self.is_aborted = False
+
+    def abort(self) -> None:
+        self.is_aborted = True
 
     async def connect(self, hello: Hello, token: str) -> Script:
         return self
@@ -84,6 +87,17 @@ class Script:
 class Watch:
     def __init__(self) -> None:
         self.seen: list[Any] = []
+        self.hellos = 0
+        self.ends: list[str] = []
+
+    def hello(self, hello: Hello) -> None:
+        self.hellos += 1
+
+    def closed(self) -> None:
+        self.ends.append("closed")
+
+    def failed(self, reason: str) -> None:
+        self.ends.append(reason)
 
     def received(self, message: FromGateway) -> None:
         self.seen.append(message)
@@ -235,6 +249,75 @@ class TestStream:
         link.confirm()
         await link.close()
         assert (script.confirmed, script.is_closed) == (1, True)
+
+    async def test_end_is_told_once_and_as_a_failure_if_there_was_no_welcome(self) -> None:
+        world = World()
+        welcomed, other = await world.connect(Script([[WELCOME]])), await world.connect(Script([]))
+        await welcomed.receive()
+        for link in (welcomed, other):
+            await link.close()
+            await link.close()
+        assert (world.watch.hellos, world.watch.ends) == (2, ["closed", "other"])
+
+    async def test_refusal_of_the_gateway_is_told_by_its_number(self) -> None:
+        class Refusing(Script):
+            async def connect(self, hello: Hello, token: str) -> Script:
+                raise LinkClosedError("no", http_status=503)
+
+        world = World()
+        with pytest.raises(LinkClosedError):
+            await world.connect(Refusing([]))
+        assert world.watch.ends == ["503"]
+
+
+class TestOutage:
+    async def test_connection_breaks_at_once_and_none_is_made_until_it_is_over(self) -> None:
+        world = World()
+        script = Script([[WELCOME]])
+        link = await world.connect(script)
+        await link.receive()
+        waiting = asyncio.create_task(link.receive())
+        await asyncio.sleep(0)
+        world.state.lose_network(world.clock.now_s + 5)
+        with pytest.raises(LinkClosedError):
+            await waiting
+        await link.close()
+        assert script.is_aborted
+        with pytest.raises(LinkClosedError) as caught:
+            await world.connect(Script([]))
+        assert not caught.value.blames_transport
+        world.clock.now_s += 5
+        await world.connect(Script([]))
+
+    async def test_connection_that_is_being_made_meanwhile_breaks(self) -> None:
+        world = World(delay_ms=(1000, 1000))
+
+        class Slow(Script):
+            async def connect(self, hello: Hello, token: str) -> Script:
+                world.state.lose_network(world.clock.now_s + 9)
+                return self
+
+        link = await world.connect(Slow([[WELCOME]]))
+        with pytest.raises(LinkClosedError):
+            await link.receive()
+
+
+class TestTap:
+    async def test_who_taps_is_told_before_anybody_can_change_what_comes(self) -> None:
+        told: list[FromGateway] = []
+        script = Script([[WELCOME, alert(1)]])
+        link = await TappedTransport(script, told.append).connect(HELLO, "token")
+        assert await link.receive() == told == [WELCOME, alert(1)]
+        link.confirm()
+        await link.send([Ack()])
+        link.abort()
+        await link.close()
+        assert (script.confirmed, script.sent, script.is_aborted, script.is_closed) == (
+            1,
+            [[Ack()]],
+            True,
+            True,
+        )
 
 
 class TestRequests:

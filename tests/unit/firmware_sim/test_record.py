@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from device_sdk.wire.messages import Recorded, Report, Welcome
+from device_sdk.wire.messages import Nack, Recorded, Report, StatementMessage, Welcome
 from firmware_sim.record import DEPLOYMENTS_KEPT_MAX, Record
-from firmware_sim.result import percentile
 from firmware_sim.scenario import Expectation
 
 COMMITTED = Expectation(states=("committed",), alerts_min=1)
@@ -21,9 +20,9 @@ def report(seq: int, state: str, *, deployment: int = 1, code: str | None = None
 def told(*reports: Report, is_recorded: bool = True) -> Record:
     record = Record()
     for one in reports:
-        record.sent(one)
+        record.sent(one, 0.0)
         if is_recorded:
-            record.received(Recorded(id=one.id, status="recorded"), "websocket")
+            record.received(Recorded(id=one.id, status="recorded"), "websocket", 0.25)
     return record
 
 
@@ -50,8 +49,35 @@ class TestState:
     def test_welcomes_are_counted_by_transport(self) -> None:
         record = Record()
         welcome = Welcome(session=bytes(16), heads={}, heartbeat_s=25, spread_s=0, server_time=0)
-        record.received(welcome, "longpoll")
+        record.connecting(1.0)
+        record.received(welcome, "longpoll", 1.5)
         assert record.welcomes == {"longpoll": 1}
+        assert record.series.meter.connected == 1
+        assert record.series.meter.welcome.percentile(50) == pytest.approx(500, rel=0.02)
+
+
+class TestMeter:
+    def test_round_trip_is_from_the_last_sending_to_recorded(self) -> None:
+        record = told(report(1, "verified"))
+        assert record.series.meter.round_trip.count == 1
+        assert record.series.meter.round_trip.percentile(50) == pytest.approx(250, rel=0.02)
+        record.received(Recorded(id=report(1, "verified").id, status="duplicate"), "websocket", 9.0)
+        assert record.series.meter.round_trip.count == 1
+
+    def test_refusals_count_once_however_often_they_are_sent(self) -> None:
+        record = Record()
+        nack = Nack("ops", 1, 2, "bad_signature")
+        for _ in range(3):
+            record.sent(nack, 0.0)
+            record.sent(report(2, "rejected", code="rollback"), 0.0)
+        record.sent(report(3, "committed", deployment=2, code="too_late"), 0.0)
+        assert record.series.meter.refused == {"bad_signature": 1, "rollback": 1}
+
+    def test_failed_connections_and_statements_are_counted(self) -> None:
+        record = Record()
+        record.connection_failed("503")
+        record.received(StatementMessage(b"signed"), "websocket", 0.0)
+        assert (record.failed, record.series.meter.failed, record.statements) == ({"503": 1}, {"503": 1}, 1)
 
 
 class TestExpectation:
@@ -74,7 +100,6 @@ class TestExpectation:
             ),
             (Record(), Expectation(code="rollback"), "its code is None"),
             (Record(crash="AssertionError: x"), Expectation(), "it crashed: AssertionError: x"),
-            (Record(disorders=2), Expectation(), "2 alerts were repeated or out of order"),
         ],
     )
     def test_what_is_missing_is_said(self, record: Record, expected: Expectation, missing: str) -> None:
@@ -82,9 +107,3 @@ class TestExpectation:
 
     def test_nothing_expected_is_met(self) -> None:
         assert Record().unmet(Expectation()) is None
-
-
-def test_percentiles_are_values_that_occurred() -> None:
-    assert percentile([], 50) is None
-    assert percentile([4.0], 99) == 4.0
-    assert percentile([float(number) for number in range(100)], 99) == 99.0

@@ -8,8 +8,19 @@ from pathlib import Path
 import pytest
 
 from firmware_sim.errors import ScenarioError
-from firmware_sim.scenario import Expectation, LinkFaults, plan, turns
-from firmware_sim.scenario_file import parse_scenario
+from firmware_sim.scenario import (
+    ATTACKS,
+    AlertTraffic,
+    ClockFaults,
+    Expectation,
+    HostileGateway,
+    LinkFaults,
+    Outage,
+    RolloutStart,
+    plan,
+    turns,
+)
+from firmware_sim.scenario_file import known_keys, parse_scenario
 
 SHIPPED = sorted((Path(__file__).parents[3] / "firmware_sim" / "scenarios").glob("*.toml"))
 DEMO = Path(__file__).parents[3] / "ops" / "demo" / "fleet.toml"
@@ -27,12 +38,29 @@ class TestFile:
     def test_those_that_come_along_are_good(self, path: Path) -> None:
         scenario = parse_scenario(path.read_text())
         assert len(plan(scenario)) == scenario.devices
-        assert len(plan(parse_scenario(path.read_text(), devices=5))) == 5
+        assert len(plan(parse_scenario(path.read_text(), devices=12))) == 12
 
     def test_example_of_the_reference_is_good(self) -> None:
         (example,) = re.findall(r"```toml\n(.*?)```", REFERENCE.read_text(), re.DOTALL)
         scenario = parse_scenario(example)
         assert len(plan(scenario)) == scenario.devices
+
+    def test_every_key_is_in_the_reference_with_its_default_and_bound(self) -> None:
+        rows = {}
+        table = ""
+        for line in REFERENCE.read_text().splitlines():
+            if heading := re.match(r"### .*?`\[+([a-z.]+)\]+`", line):
+                table = f"{heading[1]}."
+            elif line.startswith("### Top level"):
+                table = ""
+            cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
+            if line.startswith("| `") and len(cells) == 4:
+                rows[f"{table}{cells[0].strip('`')}"] = (cells[2], cells[3])
+        for key in known_keys():
+            assert key.path in rows, key
+            default, bound = rows[key.path]
+            assert (default, bound) == (f"`{key.default}`", key.bound or "–"), key.path
+        assert rows.keys() == {key.path for key in known_keys()}
 
     def test_every_value_arrives(self) -> None:
         scenario = parse_scenario(
@@ -43,9 +71,13 @@ class TestFile:
             name = "g"
             transport = { longpoll = 2, auto = 1 }
             encoding = "json"
-            clock = "none"
             sequence = 7
+            rate_window_s = 2
             attributes = { model = "tc3", year = 2026, isTest = true }
+              [group.clock]
+              kind = "resets"
+              jumps = 2
+              jump_s = [-5, 5]
               [group.link]
               delay_ms = 5
               cut = 0.5
@@ -55,15 +87,34 @@ class TestFile:
               power_cuts = 3
               [group.boot]
               sick = 1
+              [group.gateway]
+              attacks = "all"
+              download = "slow"
               [group.expect]
               state = ["committed", "failed"]
               code = "no_space"
+            [[outage]]
+            at_s = 3
+            for_s = [1, 2]
+            groups = ["g"]
+            [[alerts]]
+            channel = "news"
+            every_s = 0.5
+            [[rollout]]
+            percent = 5
+            release = 2
             """
         )
         (group,) = scenario.groups
         assert group.transports == {"longpoll": 2, "auto": 1}
         assert group.encodings == {"json": 1}
-        assert (group.clock, group.sequence) == ("none", 7)
+        assert group.clock == ClockFaults(kind="resets", jumps=2, jump_s=(-5, 5))
+        assert (group.sequence, group.rate_window_s) == (7, 2.0)
+        assert group.gateway == HostileGateway(attacks=ATTACKS, download="slow")
+        assert scenario.outages == (Outage(at_s=3, for_s=(1, 2), groups=("g",)),)
+        assert scenario.alerts == (AlertTraffic(channel="news", every_s=(0.5, 0.5)),)
+        assert scenario.rollouts == (RolloutStart(percent=5, release=2),)
+        assert scenario.quiet_after_s == 5
         assert group.attributes == {"model": "tc3", "year": 2026, "isTest": True}
         assert group.link == LinkFaults(delay_ms=(5, 5), cut=0.5, offline_s=(1, 2.5), tamper="any")
         assert (group.flash.power_cuts, group.boot.sick) == (3, 1.0)
@@ -109,7 +160,19 @@ class TestFile:
             ("[[group]]\nlink = 3", r"group\[1\].link: a table"),
             ("[[group]]\nattributes = { a = [] }", r"group\[1\].attributes: "),
             ("[[group]]\ntransport = { websocket = 0 }", r"group\[1\].transport: "),
-            ("[[group]]\nclock = 'sun'", r"group\[1\].clock: one of trusted, none"),
+            ("[[group]]\nclock = 'sun'", r"group\[1\].clock.kind: one of trusted, none, resets"),
+            ("[[group]]\nclock = 'reset'", r"group\[1\].clock.kind: .*; the nearest is resets"),
+            ("[[group]]\nlink.delay = 1", r"group\[1\].link.delay: no such key; the nearest is delay_ms"),
+            ("[[group]]\nlink.delay_ms = -1", r"group\[1\].link.delay_ms: .*, 0..600000"),
+            ("[[group]]\ngateway.attacks = 'lies'", r"group\[1\].gateway.attacks: one or some of forged_"),
+            ("[[group]]\ngateway.attacks = ['moved']", r".*; the nearest is moved_alert"),
+            ("[[group]]\ngateway.download = 3", r"group\[1\].gateway.download: one of genuine, endless"),
+            ("[[group]]\n[[outage]]\ngroups = ['device']", r"outage\[1\].groups: .*the nearest is devices"),
+            ("[[group]]\n[[outage]]\ngroups = 'devices'", r"outage\[1\].groups: an array of strings"),
+            ("[[group]]\n[[alerts]]\nuntil_s = 0", r"alerts\[1\].until_s: before from_s"),
+            ("[[group]]\n[[alerts]]\nchannel = 'a b'", r"alerts\[1\].channel: 1..128"),
+            ("[[group]]\n[[rollout]]\npercent = 0", r"rollout\[1\].percent: a whole number, 1..100"),
+            ("rollout = 1\n[[group]]", r"rollout: tables, \[\[rollout\]\]"),
             ("[[group]]\nname='a'\n[[group]]\nname='a'", "group: 'a' is there twice"),
             ("devices = 2\n[[group]]\ncount = 3", "devices: 2, and the groups count 3"),
             ("devices = 4\n[[group]]\ncount = 3", "devices: 4, and the groups count only 3"),
