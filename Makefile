@@ -20,7 +20,7 @@ SUITE_S_MAX := 3600
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: all help demo test lint format bench lock clean test-packages bench-packages
+.PHONY: all help demo test lint format bench lock clean test-packages load-packages bench-packages
 
 all: $(VENV)/.runtime ## Build .venv with fleetcast and fleetcast-sim (the default)
 	@echo "Ready: $(BIN)/fleetcast and $(BIN)/fleetcast-sim"
@@ -32,7 +32,7 @@ help: ## Show this
 demo: $(VENV)/.runtime ## Run gateway, origin and 50 devices, and update them (DEMO_ARGS="--once --json")
 	@$(BIN)/python ops/demo/demo.py $(DEMO_ARGS)
 
-bench: $(VENV)/.runtime bench-packages ## Measure beside a floor in C (BENCH_ARGS="--only fanout --json")
+bench: $(VENV)/.runtime bench-packages ## Measure beside other programs (BENCH_ARGS="--only fanout --json", "--help")
 	@$(BIN)/python ops/bench/bench.py $(BENCH_ARGS)
 
 test: lint $(VENV)/.schemathesis test-packages ## Check everything and run all tests (PYTEST_ARGS="-k name")
@@ -96,10 +96,17 @@ $(VENV_NEXT)/.test: requirements/runtime.lock requirements/test.lock pyproject.t
 	@$(VENV_NEXT)/bin/python $(INSTALL_SELF)
 	@touch $@
 
-test-packages: bench-packages
+test-packages: load-packages
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || ops/dev/packages postgresql
 	@command -v systemd-analyze >/dev/null 2>&1 && command -v systemd-socket-activate >/dev/null 2>&1 || \
 	  ops/dev/packages systemd
 
-bench-packages:
+# What the bench's load and its origin need.
+load-packages:
 	@command -v cc >/dev/null 2>&1 || ops/dev/packages gcc libc6-dev
+	@PATH="$$PATH:/usr/sbin"; command -v nginx >/dev/null 2>&1 || ops/dev/packages nginx
+
+bench-packages: load-packages
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || ops/dev/packages postgresql
+	@ls /usr/lib/nginx/modules/ngx_nchan_module.so >/dev/null 2>&1 || ops/dev/packages libnginx-mod-nchan
+	@command -v pushpin >/dev/null 2>&1 || ops/dev/packages pushpin

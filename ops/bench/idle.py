@@ -6,25 +6,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rig import READY_TIMEOUT_S, Gateway, build, say
+from node import READY_TIMEOUT_S, Gateway
+from rig import say
 
 WARM_UP_DEVICES = 200
 
 
-def idle(folder: Path, devices: int) -> dict[str, Any]:
-    load = build("load", folder)
-    with Gateway.started(folder / "idle") as gateway, gateway.load(load, WARM_UP_DEVICES, "warm"):
+def idle(folder: Path, devices: int, rounds: int) -> dict[str, Any]:
+    """Measure memory (PSS) over the baseline for each idle device connection. There is one round."""
+    with Gateway.started(folder / "idle") as gateway, gateway.load(folder, WARM_UP_DEVICES, "warm"):
         # What the first devices cost once (imports, caches) is baseline.
         baseline = _settled_pss(gateway)
         say(f"idle: {devices:,} devices connect ...")
-        with gateway.load(load, devices, "device"):
+        with gateway.load(folder, devices, "device"):
             used = _settled_pss(gateway)
-    per_connection = (used - baseline) / devices
     say(f"  {baseline / 2**20:.1f} MiB before, {used / 2**20:.1f} MiB with them")
     return {
         "idle_devices": devices,
         "idle_baseline_bytes": baseline,
-        "idle_bytes_per_connection": round(per_connection),
+        "idle_bytes_per_connection": round((used - baseline) / devices),
     }
 
 

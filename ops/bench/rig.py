@@ -1,31 +1,27 @@
-"""What is measured and what measures it, each a process: a gateway with its origin, load, C programs."""
+"""Processes that measure and are measured: started, told what to do line by line, ended."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 HERE = Path(__file__).parent
-CLI = Path(sys.executable).with_name("fleetcast")
-FLEET = "bench"
-CHANNEL = "bench"
-TEXT = "Pressure in line 4 is above 8 bar. Close valve V-17 and acknowledge at the panel."
 QUIET_S = 0.5  # after the last acknowledgement was sent: the gateway commits them
-READY_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 30
 
 
 class BenchError(Exception):
-    """What was measured is not what was promised."""
+    """What was measured is not what was promised, or something to measure with is missing."""
 
 
 def say(text: str) -> None:
@@ -33,55 +29,88 @@ def say(text: str) -> None:
 
 
 def build(name: str, folder: Path) -> Path:
+    """Compile the C program ``name``, once in ``folder``."""
     program = folder / name
+    if program.exists():
+        return program
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise BenchError("no C compiler: apt-get install gcc libc6-dev")
-    subprocess.run([compiler, "-O2", "-o", program, HERE / f"{name}.c"], check=True)
+    warnings = ["-Wall", "-Wextra", "-Werror"]
+    subprocess.run([compiler, "-O2", *warnings, "-o", program, HERE / f"{name}.c"], check=True)
     return program
+
+
+def found(name: str) -> str:
+    """Return where the program ``name`` of a Debian package is."""
+    places = (os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin")
+    path = shutil.which(name, path=":".join(places))
+    if path is None:
+        raise BenchError(f"{name} is not installed; as root: make bench-packages")
+    return path
 
 
 @contextlib.contextmanager
 def running(command: list[Any], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen([str(word) for word in command], text=True, **options)
+    """Run ``command``, a process group of its own, until the end of the block."""
+    process = subprocess.Popen([str(word) for word in command], text=True, start_new_session=True, **options)
     try:
         yield process
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process)
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_TIMEOUT_S)
+    with contextlib.suppress(ProcessLookupError):  # what it left behind would answer in the next run's place
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def first_line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     line = process.stdout.readline().strip()
     if not line:
-        raise BenchError(f"{process.args!r} said nothing")
+        raise BenchError(f"{Path(process.args[0]).name} ended")  # type: ignore[index, arg-type]
     return line
 
 
 class Load:
-    """The load program, told what to do line by line. All devices are connected once it is made."""
+    """A load program, told what to do line by line. All devices are connected once it is made.
+
+    Attributes:
+        opened: What it said of that.
+    """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
-        opened = json.loads(first_line(process))
-        self.connections_per_s: float = opened["connections_per_s"]
+        self.opened: dict[str, Any] = self.answer()
 
     @classmethod
     @contextlib.contextmanager
     def connected(cls, program: Path, **options: object) -> Iterator[Self]:
-        flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        """Run ``program`` with ``options`` in the place of flags; True is a flag without a value."""
+        flags = [
+            f"--{name.replace('_', '-')}" if value is True else f"--{name.replace('_', '-')}={value}"
+            for name, value in options.items()
+            if value is not None and value is not False
+        ]
         with running([program, *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             yield cls(process)
 
     def __call__(self, order: str) -> dict[str, Any]:
+        self.tell(order)
+        return self.answer()
+
+    def tell(self, order: str) -> None:
+        """Give an order and go on; ``answer`` waits for it to be carried out."""
         assert self._process.stdin is not None
         self._process.stdin.write(order + "\n")
         self._process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(first_line(self._process))
         return answer
 
@@ -91,70 +120,6 @@ class Load:
         return settled
 
 
-class Gateway:
-    """``fleetcast serve`` on SQLite in ``folder``, its origin beside it."""
-
-    def __init__(self, folder: Path, process: subprocess.Popen[str], port: int, token: str) -> None:
-        self.database = folder / "data" / "fleetcast.db"
-        self.process = process
-        self.port = port
-        self.token = token
-
-    @classmethod
-    @contextlib.contextmanager
-    def started(cls, folder: Path) -> Iterator[Self]:
-        folder.mkdir()
-        origin_command = [sys.executable, HERE / "origin.py", "--fleet", FLEET, "--channel", CHANNEL]
-        with running(origin_command, stdout=subprocess.PIPE) as origin:
-            port = free_port()
-            config = folder / "fleetcast.toml"
-            config.write_text(
-                f"[server]\nlisten_port = {port}\ndata_dir = {json.dumps(str(folder / 'data'))}\n"
-                f'[identity]\nmode = "forward_auth"\n'
-                f'[identity.forward_auth]\nurl = "http://127.0.0.1:{first_line(origin)}/auth"\n'
-                # Connections come as fast as they can: it is the gateway that is measured, not its patience.
-                f"[device]\naccept_rate_per_s = 100000\n"
-                f'[log]\nlevel = "warning"\n'
-            )
-            token = folder / "operator.token"
-            create = ["token", "create", "--name", "bench", "--scope", "admin", "--fleet", FLEET]
-            create += ["--create-fleet", "--output", str(token), "--config", str(config)]
-            subprocess.run([CLI, *create], check=True, stderr=subprocess.DEVNULL)
-            with running([CLI, "serve", "--config", config]) as process:
-                gateway = cls(folder, process, port, token.read_text().strip())
-                wait_until(gateway.is_ready, READY_TIMEOUT_S, "the gateway is not ready")
-                yield gateway
-
-    def is_ready(self) -> bool:
-        if self.process.poll() is not None:
-            raise BenchError("the gateway ended")
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    def load(self, program: Path, count: int, name: str) -> contextlib.AbstractContextManager[Load]:
-        """Connect ``count`` devices, called ``name`` and their number."""
-        return Load.connected(
-            program,
-            port=self.port,
-            count=count,
-            channel=CHANNEL,
-            fleet=FLEET,
-            device=f"{name}-%d",
-            token=f"{name}-%d",
-            publish_path=f"/api/v1/fleets/{FLEET}/channels/{CHANNEL}/alerts",
-            publish_token=self.token,
-            publish_body=json.dumps({"text": TEXT}),
-        )
-
-    def pss_bytes(self) -> int:
-        """Return the memory of the process, shared pages divided among those who share them."""
-        text = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text()
-        return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) * 1024
-
-
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -162,9 +127,17 @@ def free_port() -> int:
         return port
 
 
-def wait_until(is_so: Callable[[], bool], timeout_s: float, otherwise: str) -> None:
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_until(
+    is_so: Callable[[], bool], timeout_s: float, otherwise: str, *, interval_s: float = 0.05
+) -> None:
     deadline = time.monotonic() + timeout_s
     while not is_so():
         if time.monotonic() > deadline:
             raise BenchError(otherwise)
-        time.sleep(0.05)
+        time.sleep(interval_s)
