@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
@@ -37,11 +36,6 @@ class ExpiringCache(Generic[V]):
         self._entries[key] = (ends_at, value)
         if len(self._entries) > self._entries_max:
             del self._entries[next(iter(self._entries))]
-
-    def drop_where(self, is_meant: Callable[[V], bool]) -> None:
-        """Forget every entry whose value ``is_meant``. Looks at all of them."""
-        for key in [key for key, (_, value) in self._entries.items() if is_meant(value)]:
-            del self._entries[key]
 
     def drop(self, key: bytes) -> None:
         """Forget ``key``; nothing happens if it is not there."""

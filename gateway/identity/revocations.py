@@ -96,6 +96,14 @@ class Revocations:
         """Refuse a token now, before its row comes by."""
         self._tokens.setdefault(token_sha256, None)
 
+    def void_device(self, fleet: FleetName, device_id: DeviceId) -> None:
+        """Void what was said of a device now, before its row comes by, which has the next sequence or more.
+
+        Until then the device is unknown here: what the origin says is from before the row, too.
+        """
+        sequence, at = self._devices.get((fleet, device_id), (0, -1))
+        self._devices[fleet, device_id] = (max(sequence, self.sequence + 1), at)
+
     def read(self, at: float) -> None:
         """Note that all was read that was there ``at``, monotonic."""
         self._read_at = at

@@ -217,8 +217,8 @@ class Identity:
         self.revocations.refuse(token_sha256)
 
     def forget_device(self, fleet: FleetName, device_id: DeviceId) -> None:
-        """Ask the origin anew for whatever the device presents."""
-        self._accepted.drop_where(lambda verdict: (verdict.fleet, verdict.device_id) == (fleet, device_id))
+        """Believe nothing that was said of the device before; its row of the feed comes later."""
+        self.revocations.void_device(fleet, device_id)
 
     @property
     def is_origin_suspect(self) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -27,6 +28,7 @@ from device_sdk.wire.messages import (
     decode_batch_json,
     decode_cbor,
     decode_json,
+    encode_base64url,
     encode_batch_cbor,
     encode_batch_json,
     encode_cbor,
@@ -74,8 +76,9 @@ def alert_data(body: bytes) -> bytes:
     return data
 
 
-def _headers(fleet: str, device: str, token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}", "Fleetcast-Fleet": fleet, "Fleetcast-Device": device}
+def _headers(fleet: str, device: str, token: str, ticket: bytes | None) -> dict[str, str]:
+    headers = {"Authorization": f"Bearer {token}", "Fleetcast-Fleet": fleet, "Fleetcast-Device": device}
+    return headers if ticket is None else headers | {"Fleetcast-Ticket": encode_base64url(ticket)}
 
 
 class SocketDevice:
@@ -83,14 +86,22 @@ class SocketDevice:
 
     Args:
         token: The device's name, unless it is said.
+        ticket: Shown with it.
     """
 
     def __init__(
-        self, url: str, *, fleet: str, device: str, token: str | None = None, encoding: str = "cbor"
+        self,
+        url: str,
+        *,
+        fleet: str,
+        device: str,
+        token: str | None = None,
+        encoding: str = "cbor",
+        ticket: bytes | None = None,
     ) -> None:
         self._connect = connect(
             f"{url.replace('http', 'ws', 1)}/v1/device/connect",
-            additional_headers=_headers(fleet, device, token or device),
+            additional_headers=_headers(fleet, device, token or device, ticket),
             subprotocols=[f"fleetcast.v1.{encoding}"],  # type: ignore[list-item]
             compression=None,
             ping_interval=None,
@@ -179,16 +190,90 @@ class Polled:
         return [message for message in self.messages if isinstance(message, kind)]
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A server-sent event. ``id`` is what ``Last-Event-ID`` would be after it."""
+
+    message: Message
+    id: str
+
+
+class EventStream:
+    """The client's end of a stream, read as the HTML standard has it.
+
+    Attributes:
+        id: Of the last event that had one.
+        retry_ms: What the server said last.
+        comments: How many lines were comments.
+    """
+
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        self.id = ""
+        self.retry_ms: int | None = None
+        self.comments = 0
+        self._answer = answer
+
+    async def receive(self) -> Event:
+        """Return the next event. Raises Ended: the stream is over, in good order (1000) or not (1006)."""
+        fields: dict[str, str] = {}
+        while True:
+            try:
+                line = await self._answer.content.readline()
+            except aiohttp.ClientError as error:
+                raise Ended(1006) from error
+            if not line:
+                raise Ended(1000)
+            text = line.decode().rstrip("\n")
+            if text:
+                name, _, value = text.partition(":")
+                self.comments += not name
+                fields[name] = value.removeprefix(" ")
+                continue
+            if "retry" in fields:
+                self.retry_ms = int(fields["retry"])
+            self.id = fields.get("id", self.id)
+            if "data" in fields:
+                message = decode_json(fields["data"])
+                assert message is not None
+                assert json.loads(fields["data"])["type"] == fields["event"]
+                return Event(message, self.id)
+            fields = {}
+
+    async def next(self, kind: type[M]) -> M:
+        """Return the next message of ``kind``, passing over others."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                message = (await self.receive()).message
+                if isinstance(message, kind):
+                    return message
+
+    async def ended(self) -> int:
+        """Return how it ended, once it has."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                try:
+                    await self.receive()
+                except Ended as end:
+                    return end.code
+
+
 class PollDevice:
     """A device that polls; each method is one request. Use it as ``async with``."""
 
     def __init__(
-        self, url: str, *, fleet: str, device: str, token: str | None = None, encoding: str = "cbor"
+        self,
+        url: str,
+        *,
+        fleet: str,
+        device: str,
+        token: str | None = None,
+        encoding: str = "cbor",
+        ticket: bytes | None = None,
     ) -> None:
         self._url = url
         self.is_json = encoding == "json"
         kind = f"application/{encoding}"
-        self._headers = _headers(fleet, device, token or device) | {"Accept": kind}
+        self._headers = _headers(fleet, device, token or device, ticket) | {"Accept": kind}
         self._content_type = {"Content-Type": kind}
         self._session: aiohttp.ClientSession | None = None
 
@@ -218,6 +303,22 @@ class PollDevice:
 
     async def report(self, *reports: Message) -> list[Message]:
         return (await self._post("reports", reports))[1]
+
+    async def uplink(self, *uplinks: Message) -> list[Message]:
+        return (await self._post("uplinks", uplinks))[1]
+
+    @asynccontextmanager
+    async def events(self, last_event_id: str | None = None) -> AsyncIterator[EventStream]:
+        """Hold a stream; a status that is not 200 is ``Refused``."""
+        assert self._session is not None
+        headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=WAIT_S)
+        url = f"{self._url}/v1/device/events"
+        async with self._session.get(url, headers=headers, timeout=timeout) as answer:
+            if not answer.ok:
+                raise Refused(answer.status, await answer.read(), answer.headers.get("Retry-After"))
+            assert answer.content_type == "text/event-stream"
+            yield EventStream(answer)
 
     async def _post(self, path: str, messages: Sequence[Message]) -> tuple[int, list[Message], str | None]:
         body = encode_batch_json(messages).encode() if self.is_json else encode_batch_cbor(messages)

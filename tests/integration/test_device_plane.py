@@ -24,6 +24,7 @@ from device_sdk.wire.messages import (
     Alert,
     Cancel,
     Error,
+    Goaway,
     Nack,
     Position,
     Recorded,
@@ -540,8 +541,8 @@ class TestShutdown:
             for socket in sockets:
                 assert await socket.ended() == CloseCode.SHUTDOWN
             async with asyncio.timeout(WAIT_S):
-                code, _ = await refusal_of(poll)
-                assert code in (409, 503)
+                [goaway] = (await poll).of(Goaway)
+                assert goaway.code == CloseCode.SHUTDOWN
                 assert await status == 0
         await plane.gateway.start()
         for name in ("stop-cbor", "stop-json", "stop-poll"):

@@ -117,13 +117,16 @@ class TestDevices:
         else:
             assert (await admit(identity)).issued_at is None
 
-    async def test_forgetting_a_device_here_asks_the_origin_again(self, clock: FakeClock):
+    async def test_a_device_forgotten_here_is_unknown_until_its_row_comes_by(self, clock: FakeClock):
         judge = MemoryJudge(good=verdict())
         identity = Identity(judge, clock=clock)
+        identity.revocations.apply([Row(4, device_id="dev-9")])  # type: ignore[list-item]
         await admit(identity)
         identity.forget_device("acme", "dev-1")  # type: ignore[arg-type]
-        await admit(identity)
-        assert judge.asked == ["good", "good"]
+        with pytest.raises(OriginUnavailableError):
+            await admit(identity)
+        identity.revocations.apply([Row(7, device_id="dev-1")])  # type: ignore[list-item]
+        assert (await admit(identity)).seen == 7
 
 
 def test_the_oldest_go_at_the_bound(clock: FakeClock):
