@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from device_sdk import DeviceClient, MemoryFlash, StateStore
 from device_sdk.wire.close_codes import CloseCode
+from device_sdk.wire.keys import PrivateKey
 from device_sdk.wire.messages import Ack, Alert, Goaway, Position, Ticket, Welcome
 from tests.harness.devices import PollDevice, Refused, SocketDevice
 from tests.harness.gateway import GatewayProcess
@@ -398,6 +401,106 @@ async def refusal(world: World, device: str) -> Refused:
         async with world.socket(device):
             pass
     return refused.value
+
+
+class TestTheSDK:
+    @pytest.mark.parametrize("transport", ["websocket", "longpoll"])
+    async def test_comes_back_by_its_ticket_while_the_origin_is_away(self, world: World, transport: str):
+        device = f"sdk-{transport}"
+        await world.know(device)
+        flash = MemoryFlash()
+        async with sdk(world, device, flash, transport) as client:
+            await client.wait_connected()
+        await world.restart()
+        world.origin.stop()
+        try:
+            async with sdk(world, device, MemoryFlash(flash.files), transport) as client:
+                async with asyncio.timeout(WAIT_S):
+                    await client.wait_connected()
+        finally:
+            world.origin.start()
+            await world.tell()
+
+    async def test_drops_it_once_it_is_revoked(self, world: World):
+        await world.know("sdk-revoked")
+        flash = MemoryFlash()
+        async with sdk(world, "sdk-revoked", flash, "websocket") as client:
+            await client.wait_connected()
+            assert kept_ticket(flash)
+            await world.revoke(token_sha256=sha256("sdk-revoked"))
+            async with asyncio.timeout(WAIT_S):
+                while client.status.is_connected or "4501" not in str(client.status.last_ending):
+                    await asyncio.sleep(0.02)
+        assert not kept_ticket(flash)
+
+
+@asynccontextmanager
+async def sdk(world: World, device: str, flash: MemoryFlash, transport: str) -> AsyncIterator[DeviceClient]:
+    async with DeviceClient(
+        url=world.gateway.url,
+        fleet=FLEET,
+        device_id=device,
+        token=device,
+        release_keys=[PrivateKey.generate().public],
+        flash=flash,
+        transport=transport,  # type: ignore[arg-type]
+    ) as client:
+        task = asyncio.create_task(client.run())
+        try:
+            yield client
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def kept_ticket(flash: MemoryFlash) -> bool:
+    return StateStore(MemoryFlash(flash.files)).get("client/ticket") is not None
+
+
+async def test_nodes_of_one_database_share_keys_and_revocations(
+    tmp_path: Path, empty_postgresql_url: str, nursery: Nursery
+) -> None:
+    with Origin("forward_auth") as origin:
+        async with AsyncExitStack() as stack:
+            worlds = []
+            for name in ("here", "there"):
+                if worlds:
+                    (tmp_path / name).mkdir()
+                    shutil.copy(tmp_path / "here/operator.token", tmp_path / name)
+                gateway = GatewayProcess(
+                    tmp_path / name,
+                    fleet=FLEET,
+                    forward_auth_url=f"{origin.url}/auth",
+                    database_url=empty_postgresql_url,
+                    nursery=nursery,
+                )
+                worlds.append(World(await stack.enter_async_context(gateway), origin))
+            here, there = worlds
+            for world in worlds:
+                await world.know("d-token", "d-device")
+                world.known.update(here.known)
+            tickets = {device: await here.ticket(device) for device in ("d-token", "d-device")}
+            asked = len((await origin.seen())["requests"])
+            sockets = {
+                device: await stack.enter_async_context(there.socket(device, ticket))
+                for device, ticket in tickets.items()
+            }
+            for socket in sockets.values():
+                await socket.begin()
+            assert len((await origin.seen())["requests"]) == asked
+            began = time.monotonic()
+            await here.revoke(token_sha256=sha256("d-token"))
+            await here.revoke(device_id="d-device")
+            for socket in sockets.values():
+                assert await socket.ended() == CloseCode.CREDENTIAL_REVOKED
+            assert time.monotonic() - began < IN_TIME_S + LATE_S
+            with pytest.raises(Refused) as refused:
+                async with there.socket("d-token", tickets["d-token"]):
+                    pass
+            assert refused.value.code == "credential_revoked"
+            async with there.socket("d-device", tickets["d-device"]) as socket:
+                await socket.begin()
+            assert len((await origin.seen())["requests"]) == asked + 1
 
 
 async def test_a_storm_is_taken_at_the_rate_and_ticket_holders_first(
