@@ -114,6 +114,7 @@ class BatchWriter:
         self._finished = asyncio.Event()
         self._rows_max = flush_rows_max  # of the next transaction: fewer after a failure
         self._failures_alone = 0  # of the oldest write, in a row
+        self._has_answered = False  # the database, after the last of them
         self._is_running = False
         self._transaction_began: float | None = None
         self._closing = asyncio.Event()
@@ -245,17 +246,26 @@ class BatchWriter:
             self._took()
         self._rows_max = min(self._rows_max * 4, self._flush_rows_max)
         self._failures_alone = 0
+        self._has_answered = False
         return True
 
     async def _drop_poison(self) -> None:
-        """Drop the oldest write if it kept failing alone and the database answers without it."""
+        """Drop the oldest write if it kept failing alone while the database answers without it.
+
+        It answers before the write failed and after: once alone may be an outage that is just over.
+        """
         if self._failures_alone < _FAILURES_ALONE_MAX or not self._queue:
             return
-        with suppress(StorageUnavailableError):
+        try:
             await self._commit(lambda connection: connection.execute(select(1)).scalar())
+        except StorageUnavailableError:
+            self._has_answered = False
+            return
+        if self._has_answered:
             self._lost(self._queue.popleft().write, "the database refuses it")
             self._failures_alone = 0
             self._took()
+        self._has_answered = not self._has_answered
 
     async def _transact(self, part: list[_Entry], parts: list[list[_Entry]]) -> None:
         writes = [entry.write for entry in part]

@@ -250,6 +250,23 @@ async def test_a_write_that_only_the_database_refuses_does_not_stop_the_others_f
     assert bench.sample("db_failures_total") == 1
 
 
+async def test_an_outage_that_ends_between_two_attempts_costs_no_write(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.storage.writer._RETRY_DELAY_S", (0.0,))
+    away = StorageUnavailableError("away")
+    # The write fails alone, and alone, and the question whether the database is there is the first to be
+    # answered again.
+    bench.gate.failures = [away, away, away]
+    bench.writer.put(attempted(1))
+    bench.start()
+    async with asyncio.timeout(60):
+        while bench.gate.transactions < 5:
+            await asyncio.sleep(0)
+    assert await bench.writer.commit(attempted(2)) == 20
+    assert await bench.names() == ["attempted1", "attempted2"]
+
+
 async def test_a_commit_of_unknown_outcome_is_an_unavailable_storage(bench: Bench) -> None:
     bench.gate.failures = [CommitUnknownError("lost")]
     asked = bench.writer.commit(attempted(1))
