@@ -74,6 +74,7 @@ class Hub:
         # A session reads a channel's head in the database and opens the channel a moment later. What was
         # published in between came when nobody had it, or went to the session that this one replaces.
         self._recent: OrderedDict[HubKey, tuple[int, int]] = OrderedDict()
+        self._doubted: OrderedDict[HubKey, None] = OrderedDict()  # of those that nobody had
 
     def channel(self, key: HubKey) -> Channel | None:
         """Return the channel, if somebody on this node has it."""
@@ -81,7 +82,8 @@ class Hub:
 
     def is_quiet(self, key: HubKey, head: int) -> bool:
         """Return whether nobody here has the channel, and nothing above ``head`` was heard of it lately."""
-        return key not in self._channels and self._recent.get(key, (0, 0))[1] <= head
+        is_known = key in self._channels or key in self._doubted
+        return not is_known and self._recent.get(key, (0, 0))[1] <= head
 
     def open(
         self, key: HubKey, *, id: int, fleet: FleetName, name: ChannelName, epoch: int, head: int
@@ -102,6 +104,9 @@ class Hub:
             recent_epoch, recent_head = self._recent.pop(key, (epoch, 0))
             if recent_epoch == epoch:
                 head = max(head, recent_head)
+            if key in self._doubted:
+                del self._doubted[key]
+                self.doubt(key)
         if head >= channel.next:
             self._heal(channel, head)
         return channel
@@ -120,14 +125,16 @@ class Hub:
             self._discontinue(channel)
 
     def doubt(self, key: HubKey) -> None:
-        """An append may be committed although nobody saw it: the log is asked, until it answers.
-
-        Who connects later reads the head in the database.
-        """
+        """An append may be committed although nobody saw it: the log is asked, until it answers."""
         channel = self._channels.get(key)
         if channel is not None:
             channel.is_doubted = True
             self._heal(channel, 0)
+        else:
+            self._doubted[key] = None
+            if len(self._doubted) > _RECENT_LEN_MAX:
+                self._doubted.popitem(last=False)
+            self.unclaimed(key)
 
     def deliver(self, key: HubKey, epoch: int, items: Sequence[Deliverable]) -> None:
         """Deliver what was committed. Repeated offsets are ignored, early ones held or read again."""

@@ -10,7 +10,7 @@ import pytest
 from device_sdk.wire.names import ChannelName, FleetName
 from gateway.clock import FakeClock
 from gateway.errors import NotFoundError, StorageUnavailableError
-from gateway.hub import Channel, Hub, HubLimits
+from gateway.hub import Channel, Hub, HubKey, HubLimits
 from tests.unit.gateway.hub.test_hub import EPOCH, KEY, Item, Lane, Log, opened, settle
 
 
@@ -211,10 +211,21 @@ class TestDoubt:
         assert lane.frames == []
         assert not channel.is_healing
 
-    async def test_of_a_channel_that_nobody_has_is_the_next_hellos(self, hub: Hub, log: GatedLog) -> None:
+    async def test_of_a_channel_that_nobody_has_is_told_and_kept_for_who_comes_next(
+        self, hub: Hub, log: GatedLog
+    ) -> None:
+        told: list[HubKey] = []
+        hub.unclaimed = told.append
         hub.doubt(KEY)
         await settle()
-        assert log.heads == 0
+        assert told == [KEY]  # a device whose own channel is asleep
+        assert not hub.is_quiet(KEY, 0)
+        log.have(1)
+        lane = Subscriber(hub, opened(hub))  # its hello read the database before that
+        await settle()
+        assert lane.frames == [b"cbor1"]
+        lane.quit()
+        assert hub.is_quiet(KEY, 1)
 
 
 async def test_frame_that_cannot_be_made_delivers_nothing_and_moves_nothing(hub: Hub) -> None:
