@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from device_sdk.wire import cbor
@@ -88,12 +88,14 @@ class Item:
         lane: Of an alert or advance: if no poll takes it, it is read again from the log.
         upto: The offset that it brings the lane to.
         is_update: It is sent again at its own times, not because an answer was lost.
+        answer: Number of the first answer it was in; 0: none yet.
     """
 
     data: bytes
     lane: Lane | None = None
     upto: int = 0
     is_update: bool = False
+    answer: int = 0
 
 
 class PollSession(Watched):
@@ -210,8 +212,9 @@ class PollSession(Watched):
         if self._commits:
             # Not ``gather``: a request that is cancelled must not take the others' commits with it.
             done, _ = await asyncio.wait(tuple(self._commits))
-            for finished in done:
-                finished.result()
+            errors = [error for finished in done if (error := finished.exception()) is not None]
+            if errors:
+                raise errors[0]
 
     def end_poll(self) -> None:
         """End the poll that waits, with nothing; what it was given is sent to the next."""
@@ -236,26 +239,30 @@ class PollSession(Watched):
         for item in taken:
             if item.lane is not None:
                 stands[item.lane.subscription_id] = Position(item.lane.channel.epoch, item.upto)
-        self._said = [item for item in taken if item.lane is None and not item.is_update]
-        if self._said:
+        said = [item for item in taken if item.lane is None and not item.is_update]
+        if said:
             self._answers += 1
             stands[ANSWER] = self._answer_position
+        self._said = [replace(item, answer=item.answer or self._answers) for item in said]
         return [item.data for item in taken], format_cursor(stands)
 
     @property
     def _answer_position(self) -> Position:
-        """What a cursor says that came with the last answer of this session."""
+        """What a cursor says that came with the last answer of this session; the epoch is the session's."""
         return Position(int.from_bytes(self.id[:4], "big"), self._answers)
 
     def _say_again(self, cursor: Mapping[int, Position] | None) -> None:
-        """Take back what was in the last answer, unless ``cursor`` came with it.
+        """Take back what was in answers that did not arrive, as far as ``cursor`` says.
 
-        A device that sends no cursor (it acknowledges by requests of their own) does not say, and is believed
-        to have it.
+        What is not confirmed is in every answer, so one that arrived confirms all since its first. A device
+        that sends no cursor (it acknowledges by requests of their own) does not say, and is believed.
         """
         said, self._said = self._said, []
-        if said and cursor is not None and cursor.get(ANSWER) != self._answer_position:
-            self._keep([*said, *self._outbox])
+        if said and cursor is not None:
+            session = self._answer_position.epoch
+            seen = cursor.get(ANSWER)
+            arrived = seen.offset if seen is not None and seen.epoch == session else 0
+            self._keep([item for item in said if item.answer > arrived] + self._outbox)
 
     async def _take_cursor(self, cursor: Mapping[int, Position] | None, now: float) -> None:
         """Acknowledge what the cursor says, durably, and stand there: everything after it is sent again."""

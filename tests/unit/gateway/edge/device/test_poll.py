@@ -422,6 +422,21 @@ class TestOtherMessages:
         assert again == [Cancel(b"\x01" * 16)]
         assert (await poll(session, cursor))[0] == []
 
+    async def test_change_in_an_answer_that_came_twice_is_not_said_after_what_followed_it(
+        self, edge: Edge
+    ) -> None:
+        edge.world.store.add("more")
+        await edge.world.publish("more", 1)
+        session = await edge.polled("ops")
+        session.subscriptions_changed(
+            edge.world.connected("more", "ops").subscriptions, edge.world.clock.monotonic()
+        )
+        first, cursor = await poll(session, {})
+        again, _ = await poll(session, {})  # the device was impatient, and takes the first answer
+        assert [type(message) for message in first] == [Subscriptions, Alert]
+        assert again == first
+        assert (await poll(session, cursor))[0] == []
+
     async def test_update_in_an_answer_that_was_lost_comes_at_its_time(self, edge: Edge) -> None:
         await edge.world.publish("ops", 1)
         session = await edge.polled("ops")
