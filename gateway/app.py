@@ -342,6 +342,7 @@ async def open_gateway(
             credentials=identity,
             tokens=SQLTokenStore(database),
             revocations=revocations,
+            feed=feed,
             audit=SQLAuditLog(database),
             facts=SQLMessageFacts(database),
             explanations=SQLExplanations(database),

@@ -171,6 +171,14 @@ class RevocationStore(Protocol):
         ...
 
 
+class RevocationFeed(Protocol):
+    """How this node learns of revocations; ``identity.revocations`` implements it."""
+
+    async def catch_up(self) -> None:
+        """Read what is new. Raises StorageUnavailableError: not all of it; it is read again soon."""
+        ...
+
+
 class MessageFacts(Protocol):
     """All that is known of one message; ``gateway.storage.message_facts`` implements it."""
 

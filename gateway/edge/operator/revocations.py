@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Final
 
 from pydantic import ConfigDict, Field, model_validator
@@ -12,7 +13,7 @@ from gateway.edge.operator.fields import DeviceName, Label, Name
 from gateway.edge.operator.paging import page
 from gateway.edge.operator.results import RevocationResult
 from gateway.edge.operator.route import API, Answer, AnyRoute, Call, ListOf, Outcome, Route
-from gateway.errors import NotFoundError
+from gateway.errors import NotFoundError, UnavailableError
 from gateway.fleet.acts import Replay
 from gateway.fleet.model import Fleet, Revocation
 from gateway.identity import Scope
@@ -87,11 +88,12 @@ async def _take_effect(call: Call[RevocationBody, NoQuery], fleet: Fleet, made: 
         services.sessions.revoked(fleet.key, token_sha256=made.token_sha256)
     if made.device_id is not None:
         services.credentials.forget_device(fleet.name, made.device_id)
-        try:
+        with suppress(NotFoundError):  # it never connected
             device = await services.fleets.device(fleet.key, made.device_id)
-        except NotFoundError:
-            return  # it never connected
-        services.sessions.revoked(fleet.key, device_key=device.key)
+            services.sessions.revoked(fleet.key, device_key=device.key)
+    # A device may come back with what the origin says after this row: until it is read, nobody can tell.
+    with suppress(UnavailableError):
+        await services.feed.catch_up()
 
 
 async def list_revocations(call: Call[None, RevocationsQuery]) -> Answer:

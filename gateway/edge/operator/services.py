@@ -16,6 +16,7 @@ from gateway.edge.operator.ports import (
     Explanations,
     MessageFacts,
     OnlineKeys,
+    RevocationFeed,
     RevocationStore,
     TokenStore,
 )
@@ -43,6 +44,7 @@ class OperatorServices:
     credentials: DeviceCredentials
     tokens: TokenStore
     revocations: RevocationStore
+    feed: RevocationFeed
     audit: AuditLog
     facts: MessageFacts
     explanations: Explanations

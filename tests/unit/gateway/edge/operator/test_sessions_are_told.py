@@ -11,7 +11,7 @@ import pytest
 
 from gateway.clock import FakeClock
 from gateway.edge.operator import operator_routes
-from gateway.errors import ConflictError
+from gateway.errors import ConflictError, StorageUnavailableError
 from gateway.fleet.acts import Replay
 from gateway.fleet.model import Channel, Device, Fleet, Revocation, Subscription
 from gateway.identity import OperatorToken, Scope, new_token, token_sha256
@@ -172,6 +172,13 @@ class FakeRevocations:
         return Revocation(sequence=1, fleet_key=fleet.key, fleet=fleet.name, at=now_ms, **what)
 
 
+class FakeFeed:
+    """A feed whose database is away."""
+
+    async def catch_up(self) -> None:
+        raise StorageUnavailableError
+
+
 class Credentials:
     def __init__(self) -> None:
         self.told: list[Any] = []
@@ -198,6 +205,7 @@ class TestRevocations:
             clock=clock,
             credentials=told,
             revocations=FakeRevocations(store),
+            feed=FakeFeed(),
         )
         put = ask_of(operator_routes(services))
         headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
