@@ -1,202 +1,51 @@
-"""One device's session: alerts by position and credit, updates until acknowledged, reports until recorded.
+"""One device's session: how it begins, what it takes from the device, which channels it has, how it ends.
 
-Everything that decides what a session does next is here. It knows no socket and no HTTP: a transport is a
-subclass that can ``_send`` encoded messages and ``_end``; time comes in as an argument. What needs the
-database is handed to the node's ports and comes back on the loop; nothing is sent before the commit it
-depends on.
-
-Alerts (PROTOCOL §2, §3): each channel is a ``Lane``, live or behind; ``pump`` feeds one that is behind. One
-deadline per lane, for its oldest unacknowledged alert, looked at by ``visit``, which the node's timer calls.
-Attempts are committed before the alert is sent again.
+Everything that decides what a session does next is in this package. Alerts by position and credit are
+``deliveries``, updates until they are acknowledged ``updates``, sending and failing ``conversation``. Time
+comes in as an argument, and nothing is sent before the commit it depends on.
 """
 
 from __future__ import annotations
 
-import enum
 import secrets
-from collections.abc import Awaitable, Coroutine, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Sequence
+from typing import Final
 
-from device_sdk.wire.close_codes import CloseCode
 from device_sdk.wire.limits import WINDOW_MAX
 from device_sdk.wire.messages import (
     Ack,
     Cancel,
     Error,
-    Goaway,
     Hello,
     Lost,
     Message,
     Nack,
     Position,
-    Recorded,
     Report,
     Roots,
     StatementMessage,
     Subscriptions,
-    Update,
     Uplink,
     Welcome,
-    encode_cbor,
-    encode_json,
 )
 from device_sdk.wire.names import own_channel
-from gateway.errors import GatewayError, StorageUnavailableError, UnavailableError
-from gateway.fleet.facts import (
-    Adopted,
-    Attempted,
-    DeadLettered,
-    DeploymentReceived,
-    Disconnected,
-    IntervalClosed,
-    IntervalOpened,
-    Received,
-    Reported,
-    Sent,
-)
-from gateway.fleet.log import Block
+from gateway.fleet.facts import Adopted, Disconnected
 from gateway.fleet.model import Connected, ConnectedSubscription
-from gateway.hub import Writer, device_channel
-from gateway.identity import Verdict
+from gateway.hub import device_channel
+from gateway.session.conversation import State
+from gateway.session.deliveries import Deliveries
 from gateway.session.lane import Lane
-from gateway.session.limits import IN_FLIGHT_MAX
-from gateway.session.page import Page, build_page
-from gateway.session.ports import Node, UpdateOffer, commit
 from gateway.telemetry import logger
 
 _log = logger("session")
 
 SESSION_ID_SIZE: Final = 16
-STALL: Final = 1 << 20  # taken from the credit of a transport that is paused: the hub's loop sees only credit
-_BACKOFF_EXPONENT_MAX: Final = 16
 
 
-class State(enum.Enum):
-    """CONNECTING → OPEN → CLOSED; there is no way back."""
+class Session(Deliveries):
+    """A connected device. A transport is a subclass."""
 
-    CONNECTING = enum.auto()  # admitted; no hello yet
-    OPEN = enum.auto()
-    CLOSED = enum.auto()  # the end was said or seen; input is discarded
-
-
-class Pending:
-    """An update that was sent and not acknowledged."""
-
-    __slots__ = ("deadline", "is_busy", "sends")
-
-    def __init__(self, deadline: float, sends: int) -> None:
-        self.deadline = deadline
-        self.sends = sends
-        self.is_busy = False
-
-
-class Session:
-    """A connected device.
-
-    Attributes:
-        connection: Where frames are written while lanes are live.
-        credit, credit_bytes: What may still be written before an ack; the hub takes from them.
-        window: What the device asked for, at most the node's.
-        rtt_s: Of the last ping; 0: not measured yet.
-    """
-
-    __slots__ = (
-        "boot_id",
-        "connection",
-        "credit",
-        "credit_bytes",
-        "device_key",
-        "fleet_key",
-        "id",
-        "in_flight",
-        "intervals",
-        "is_json",
-        "is_stalled",
-        "is_waiting",
-        "lanes",
-        "node",
-        "opened_at",
-        "pending",
-        "rtt_s",
-        "state",
-        "update_channels",
-        "verdict",
-        "wants_offer",
-        "window",
-    )
-
-    connection: Writer
-
-    def __init__(self, node: Node, verdict: Verdict, *, is_json: bool, now: float) -> None:
-        self.node = node
-        self.verdict = verdict
-        self.is_json = is_json
-        self.opened_at = now
-        self.state = State.CONNECTING
-        self.id = b""
-        self.fleet_key = 0
-        self.device_key = 0
-        self.boot_id = b""
-        self.window = 0
-        self.credit = 0
-        self.credit_bytes = node.limits.window_size_bytes_max
-        self.rtt_s = 0.0
-        self.in_flight = 0
-        self.intervals = 0  # live intervals opened so far
-        self.is_waiting = False
-        self.is_stalled = False
-        self.lanes: tuple[Lane, ...] = ()
-        self.update_channels: tuple[int, ...] = ()
-        self.pending: dict[bytes, Pending] | None = None
-        self.wants_offer = False  # a question about updates was left open
-
-    # --- what a transport gives ---------------------------------------------------------------------------
-
-    @property
-    def token_sha256(self) -> bytes:
-        """Of the bearer token that it stands on; empty: it keeps none."""
-        return b""
-
-    @property
-    def can_send(self) -> bool:
-        """Whether a page may be written now; the transport calls ``resume`` when it may again."""
-        raise AssertionError("a transport decides")
-
-    @property
-    def room(self) -> int:
-        """How many messages the transport takes at once."""
-        return self.node.limits.page_len_max
-
-    @property
-    def is_pushed(self) -> bool:
-        """Whether publishes are written at once: lanes may be live."""
-        raise AssertionError("a transport decides")
-
-    def _send(self, messages: Sequence[bytes]) -> None:
-        """Write encoded messages, in order."""
-        raise AssertionError("a transport decides")
-
-    def _send_pages(self, lane: Lane, page: Page) -> None:
-        """Write a page of ``lane``: messages that can be made again from the log."""
-        self._send(page.messages)
-
-    def _send_update(self, update: Update) -> None:
-        """Write an update, which is sent again until it is acknowledged."""
-        self.send(update)
-
-    def _end(self, code: CloseCode) -> None:
-        """Tell the peer, and let go of it."""
-        raise AssertionError("a transport decides")
-
-    def _hold_input(self) -> None:
-        """Read no more from the peer until ``_take_input``."""
-
-    def _take_input(self) -> None:
-        """Read again."""
-
-    def judged(self, verdict: Verdict) -> None:
-        """The origin spoke again."""
-        self.verdict = verdict
+    __slots__ = ()
 
     # --- the beginning ------------------------------------------------------------------------------------
 
@@ -405,34 +254,6 @@ class Session:
             self._wait_for_room()
         return True
 
-    def is_position(self, lane: Lane, position: Position) -> bool:
-        """Return whether ``position`` can be one of this lane: its epoch, and not above the head."""
-        return position.epoch == lane.channel.epoch and position.offset <= lane.channel.head
-
-    def take_position(self, lane: Lane, offset: int, now: float) -> Received | None:
-        """Move ``lane`` to ``offset``; return what is to be committed, None if it stands there already."""
-        if offset <= lane.acked:
-            return None
-        channel, acked = lane.channel, lane.acked
-        received = Received(
-            lane.subscription_id, self.device_key, channel.id, channel.epoch, acked + 1, offset
-        )
-        if lane.pages is None and 0 < lane.live_first <= acked + 1:  # all of it went live: no pages to count
-            count, size = offset - acked, channel.bytes_between(acked, offset)
-            lane.acked = offset
-            if lane.sent < offset:
-                lane.sent = offset
-        else:
-            count, size = lane.release(offset)
-        self._give_back(count, size)
-        lane.since = now
-        lane.deadline = 0.0
-        lane.attempts = 0
-        if lane.dead is not None:
-            lane.dead = frozenset(dead for dead in lane.dead if dead > offset) or None
-        self.node.metrics.acked_lately += count
-        return received
-
     def _nack(self, nack: Nack, now: float) -> None:
         lane = self.lane(nack.channel)
         if lane is None and nack.channel == own_channel(self.verdict.device_id):
@@ -477,31 +298,7 @@ class Session:
             and nack.offset > 0
         )
 
-    async def _deployment_received(self, deployment: bytes) -> None:
-        await commit(
-            self.node.writer, DeploymentReceived(self.device_key, deployment, self.node.clock.now_ms())
-        )
-        if self.pending is not None:
-            self.pending.pop(deployment, None)
-            if not self.pending:
-                self.pending = None
-
-    async def _reported(self, report: Report) -> None:
-        answers = await self.recorded(report)
-        if self.state is State.OPEN:
-            self.send(*answers)
-
-    async def _uplinked(self, uplink: Uplink) -> None:
-        answer = await self.uplink(uplink)
-        if self.state is State.OPEN:
-            self.send(answer)
-
-    async def uplink(self, uplink: Uplink) -> Recorded | Error:
-        """Give ``uplink`` to the operator's backend; return the answer to it."""
-        verdict = self.verdict
-        return await self.node.uplinks.deliver(verdict.fleet, verdict.device_id, uplink)
-
-    # --- from the device, over HTTP: answered once it is committed ------------------------------------------
+    # --- from the device, over HTTP: answered once it is committed ----------------------------------------
 
     async def acknowledge(self, messages: Sequence[Message], now: float) -> list[Message]:
         """Commit acks and nacks; return what could not be accepted.
@@ -547,366 +344,6 @@ class Session:
         to do, and must not be answered before the one that had.
         """
         raise AssertionError("a transport whose acknowledgements are answered decides")
-
-    async def recorded(self, report: Report) -> list[Message]:
-        """Commit ``report``; return the answer to it.
-
-        Raises:
-            StorageUnavailableError: The device repeats the report.
-        """
-        answer, cancel, ended = await record(self.node, self.device_key, self.boot_id, report)
-        if self.pending is not None:
-            self.pending.pop(report.deployment, None)  # who reports on it has it
-        if ended:
-            self.offer_updates()
-        return [answer, *([Cancel(report.deployment)] if cancel else [])]
-
-    # --- alerts to the device -----------------------------------------------------------------------------
-
-    def feed(self) -> None:
-        """Feed the lanes that are behind; those that got nothing come first the next time.
-
-        They share one credit, and a lane with a long way to go takes all there is.
-        """
-        behind = [lane for lane in self.lanes if not lane.is_live]
-        if len(behind) < 2:
-            for lane in behind:
-                self.pump(lane)
-            return
-        before = [lane.sent for lane in behind]
-        for lane in behind:
-            self.pump(lane)
-        fed = [lane for lane, sent in zip(behind, before, strict=True) if lane.sent != sent]
-        if fed and self.state is State.OPEN:
-            self.lanes = (*(lane for lane in self.lanes if lane not in fed), *fed)
-
-    def pump(self, lane: Lane) -> None:
-        """Feed a lane that is behind: pages from memory at once, a read if there is none; or make it live.
-
-        While the writer is full it is fed nothing, since each page has facts to write; ``visit`` comes back.
-        """
-        node, channel = self.node, lane.channel
-        while (
-            self.state is State.OPEN
-            and not lane.is_busy
-            and not lane.is_live
-            and lane.index >= 0
-            and self.credit > 0
-            and self.credit_bytes > 0
-            and self.can_send
-            and not node.writer.is_full
-        ):
-            if lane.sent >= channel.head:
-                # A hello may have found more in the log than the hub, which is about to read it, knows of.
-                if self.is_pushed and lane.sent == channel.head and not channel.is_healing:
-                    self._go_live(lane)
-                return
-            block = node.log.cached(channel.id, channel.epoch, lane.sent + 1)
-            if block is None:
-                lane.is_busy = True
-                self._work(self._read(lane), "read")
-                return
-            if not self._send_page(lane, block):
-                return
-
-    def _send_page(self, lane: Lane, block: Block) -> bool:
-        """Write one page; return whether anything was in it."""
-        node, channel = self.node, lane.channel
-        limits, now_ms = node.limits, node.clock.now_ms()
-        attempt = lane.attempts + 1
-        page = build_page(
-            block,
-            channel=channel.name,
-            epoch=channel.epoch,
-            after=lane.sent,
-            head=channel.head,
-            dead=lane.dead or (),
-            now_ms=now_ms,
-            is_json=self.is_json,
-            attempt=attempt,
-            resent_upto=lane.resent_upto,
-            credit=self.credit,
-            credit_bytes=self.credit_bytes,
-            len_max=min(limits.page_len_max, self.room),
-            size_bytes_max=limits.page_size_bytes_max,
-        )
-        if not page.messages:
-            return False
-        if lane.sent == lane.acked:
-            lane.since = node.clock.monotonic()
-        self.credit -= len(page.messages)
-        self.credit_bytes -= page.size_bytes
-        lane.sent_page(page.entries, page.upto)
-        for first, last in page.runs:
-            is_resent = first <= lane.resent_upto
-            node.writer.put(
-                Sent(
-                    self.device_key,
-                    channel.id,
-                    channel.epoch,
-                    first,
-                    last,
-                    attempt if is_resent else 1,
-                    now_ms,
-                )
-            )
-            node.metrics.delivered["redelivery" if is_resent else "page"].inc(last - first + 1)
-        for item in page.expired:
-            node.writer.put(
-                DeadLettered(
-                    self.device_key,
-                    channel.id,
-                    channel.epoch,
-                    item.offset,
-                    item.id,
-                    "expired",
-                    None,
-                    lane.attempts,
-                    now_ms,
-                )
-            )
-            node.metrics.dead_lettered["expired"].inc()
-        self._send_pages(lane, page)
-        return True
-
-    async def _read(self, lane: Lane) -> None:
-        """Bring the block that the lane needs into memory, and go on."""
-        channel = lane.channel
-        try:
-            block = await self.node.log.block(
-                channel.fleet, channel.name, channel.id, channel.epoch, lane.sent + 1
-            )
-        finally:
-            lane.is_busy = False
-        if self.state is State.OPEN and not lane.is_live and lane.index >= 0 and self.can_send:
-            # From the block itself: it may have left the cache again.
-            if lane.sent + 1 <= block.upto and block.first <= lane.sent + 1 and self.credit > 0:
-                self._send_page(lane, block)
-            self.pump(lane)
-
-    def _go_live(self, lane: Lane) -> None:
-        channel = lane.channel
-        assert lane.sent == channel.head, "live means sent everything below next"
-        channel.leave(lane)
-        self.intervals += 1
-        lane.interval = self.intervals
-        lane.live_first = channel.next
-        channel.join_live(lane)
-        self.node.writer.put(
-            IntervalOpened(
-                self._interval_id(lane.interval),
-                self.device_key,
-                channel.id,
-                channel.epoch,
-                channel.next,
-                self.node.clock.now_ms(),
-            )
-        )
-
-    def left_live(self, lane: Lane, sent: int) -> None:
-        """The lane is behind from now on; the last alert it was sent live is ``sent``."""
-        assert lane.interval is not None, "it was live"
-        self.node.writer.put(IntervalClosed(self._interval_id(lane.interval), sent, self.node.clock.now_ms()))
-        lane.interval = None
-
-    def _interval_id(self, number: int) -> bytes:
-        return self.id[:12] + number.to_bytes(4, "big")
-
-    def lost_continuity(self, lane: Lane) -> None:
-        """The channel is not the one it was: the device comes back and learns of it."""
-        self.close(CloseCode.INSUFFICIENT_STATE)
-
-    # --- redelivery ---------------------------------------------------------------------------------------
-
-    def visit(self, now: float) -> None:
-        """Look at the deadlines; the node's timer calls this every few seconds."""
-        if self.state is not State.OPEN:
-            return
-        self._visit_lanes(now)
-        self._visit_updates(now)
-
-    def _visit_lanes(self, now: float) -> None:
-        if self.window > 0:
-            for lane in self.lanes:
-                if lane.last_sent > lane.acked:
-                    self._visit_lane(lane, now)
-                elif not lane.is_live:
-                    self.pump(lane)  # what could not be fed when its turn came
-
-    def _visit_updates(self, now: float) -> None:
-        if self.wants_offer:
-            self.offer_updates()
-        if self.pending is not None:
-            for deployment, pending in list(self.pending.items()):
-                if now >= pending.deadline and not pending.is_busy:
-                    pending.is_busy = True
-                    self._work(self._redeliver_update(deployment, pending), "redeliver")
-
-    def _visit_lane(self, lane: Lane, now: float) -> None:
-        if not self.can_send or lane.is_busy:
-            # Its bytes are still in the outbox: the wait begins when they have left.
-            lane.since = now
-            lane.deadline = 0.0
-            return
-        if not lane.deadline:
-            delivered_at = lane.channel.delivered_at(lane.acked + 1) if lane.is_live else None
-            since = max(lane.since, delivered_at or 0.0)
-            lane.deadline = since + self._wait(
-                lane.attempts, self.node.limits.redeliver_min_s, self.node.limits.redeliver_max_s
-            )
-        if now >= lane.deadline:
-            self._attempt_again(lane, now)
-
-    def _wait(self, attempts: int, least_s: float, most_s: float) -> float:
-        """Return d/2 + U(0, d/2); d doubles with each attempt and is never less than four round trips."""
-        d = max(least_s, 4 * self.rtt_s) * 2 ** min(attempts, _BACKOFF_EXPONENT_MAX)
-        d = min(d, max(most_s, least_s))
-        jittered: float = d / 2 + self.node.random.uniform(0, d / 2)
-        return jittered
-
-    def _attempt_again(self, lane: Lane, now: float) -> None:
-        """Count an attempt for ``acked + 1``, durably, and then send it again; or give it up."""
-        lane.is_busy = True
-        lane.deadline = 0.0
-        lane.attempts += 1
-        offset = lane.acked + 1
-        if lane.attempts >= self.node.limits.attempts_max:
-            self._work(self._spent(lane, offset), "spent")
-        else:
-            self._work(self._resend(lane, offset), "resend")
-
-    async def _resend(self, lane: Lane, offset: int) -> None:
-        try:
-            await commit(self.node.writer, Attempted(lane.subscription_id, offset, lane.attempts))
-        finally:
-            lane.is_busy = False
-        if self.state is State.OPEN and lane.acked + 1 == offset:
-            self.rewind(lane)
-        self.pump(lane)
-
-    async def _spent(self, lane: Lane, offset: int) -> None:
-        try:
-            await self._spend(lane, offset)
-        finally:
-            lane.is_busy = False
-        if self.state is State.OPEN and lane.acked + 1 == offset:
-            lane.attempts = 0
-            self.rewind(lane)
-        self.pump(lane)
-
-    async def _spend(self, lane: Lane, offset: int) -> None:
-        """Give up what was sent often enough; once."""
-        if offset not in (lane.dead or ()):
-            await self._give_up(lane, offset, "attempts", None)
-
-    def rewind(self, lane: Lane) -> None:
-        """Stand at ``acked`` again: everything above it will be sent once more."""
-        channel, sent = lane.channel, lane.last_sent
-        if lane.is_live:
-            channel.leave(lane)
-            channel.join_behind(lane)
-            count, size = lane.outstanding()
-            self.left_live(lane, sent)
-        else:
-            count, size = lane.outstanding()
-        lane.resent_upto = max(sent, lane.resent_upto)
-        lane.since = self.node.clock.monotonic()
-        self._give_back(count, size)
-
-    async def _give_up(self, lane: Lane, offset: int, reason: str, code: str | None) -> None:
-        """Write a dead letter; from then on the device is told ``advance`` in the alert's place."""
-        channel = lane.channel
-        block = await self.node.log.block(channel.fleet, channel.name, channel.id, channel.epoch, offset)
-        item = block.items.get(offset)
-        if item is None or (reason == "attempts" and item.is_superseded):
-            return  # the page says so in its place, and that was not acknowledged
-        await commit(
-            self.node.writer,
-            DeadLettered(
-                self.device_key,
-                channel.id,
-                channel.epoch,
-                offset,
-                item.id,
-                reason,
-                code,
-                lane.attempts,
-                self.node.clock.now_ms(),
-            ),
-        )
-        self.node.metrics.dead_lettered[reason].inc()
-        if offset > lane.acked:
-            lane.dead = (lane.dead or frozenset()) | {offset}
-
-    # --- updates ------------------------------------------------------------------------------------------
-
-    async def _offer(self) -> None:
-        self.wants_offer = False
-        try:
-            offers = await self.node.updates.offer([self.device_key])
-        except UnavailableError as error:
-            _log.warning("updates not offered", device=self.verdict.device_id, code=error.code)
-            self.wants_offer = True  # ``visit`` asks again; nothing else of this session is in doubt
-            return
-        for offer in offers:
-            self.push(offer)
-
-    def offer_updates(self) -> None:
-        """Ask which update this device should get, and push it."""
-        if self.update_channels and self.state is State.OPEN:
-            self._work(self._offer(), "offer")
-
-    def push(self, offer: UpdateOffer) -> None:
-        """Send an update whose attempt is committed; it is sent again until it is acknowledged."""
-        if self.state is not State.OPEN:
-            return
-        for deployment in offer.superseded:
-            self.cancel(deployment)
-        sends = offer.attempt
-        known = self.pending.get(offer.deployment_id) if self.pending is not None else None
-        if known is not None and known.sends >= sends:
-            return  # it is on its way: asked for twice, it is found twice
-        limits = self.node.limits
-        wait = self._wait(sends - 1, limits.update_redeliver_min_s, limits.update_redeliver_max_s)
-        if self.pending is None:
-            self.pending = {}
-        self.pending[offer.deployment_id] = Pending(self.node.clock.monotonic() + wait, sends)
-        self.node.metrics.updates_sent.inc()
-        if sends > 1:
-            self.node.metrics.updates_redelivered.inc()
-        self._send_update(
-            Update(
-                deployment=offer.deployment_id,
-                directive=offer.directive,
-                manifest=offer.manifest,
-                attempt=sends,
-                waiting=0,
-            )
-        )
-
-    def cancel(self, deployment: bytes) -> None:
-        """Tell the device to stop, if it still can."""
-        if self.state is not State.OPEN:
-            return
-        if self.pending is not None:
-            self.pending.pop(deployment, None)
-        self.send(Cancel(deployment))
-
-    async def _redeliver_update(self, deployment: bytes, pending: Pending) -> None:
-        try:
-            offer = await self.node.updates.redeliver(self.device_key, deployment)
-        except UnavailableError as error:
-            _log.warning("update not sent again", device=self.verdict.device_id, code=error.code)
-            pending.deadline = self.node.clock.monotonic() + self.node.limits.update_redeliver_min_s
-            return
-        finally:
-            pending.is_busy = False
-        if self.pending is None or self.pending.get(deployment) is not pending:
-            return  # acknowledged meanwhile
-        if offer is None:
-            self.pending.pop(deployment, None)
-        else:
-            self.push(offer)
 
     # --- changes while connected --------------------------------------------------------------------------
 
@@ -955,23 +392,6 @@ class Session:
 
     # --- the end ------------------------------------------------------------------------------------------
 
-    def close(self, code: CloseCode) -> None:
-        """End the session for the reason ``code``."""
-        if self.state is State.CLOSED:
-            return
-        self._end(code)
-        self.ended()
-
-    def go_away(self, code: CloseCode, retry_after_s: int) -> None:
-        """End the session for the reason ``code``, and say when to come back."""
-        if self.state is State.OPEN:  # the first message of all is the welcome
-            self.send(Goaway(int(code), retry_after_s))
-        self.close(code)
-
-    def revoke(self) -> None:
-        """End the session: its credential was taken back."""
-        self.close(CloseCode.CREDENTIAL_REVOKED)
-
     def ended(self) -> None:
         """The transport is gone or told to go: leave the hub and write down that it ended. Idempotent."""
         was = self.state
@@ -987,102 +407,3 @@ class Session:
         self.lanes = ()
         self.pending = None
         self.node.writer.put(Disconnected(self.device_key, self.node.clock.now_ms()))
-
-    # --- parts --------------------------------------------------------------------------------------------
-
-    def lane(self, name: str) -> Lane | None:
-        """Return the lane of the channel ``name``."""
-        for lane in self.lanes:
-            if lane.channel.name == name:
-                return lane
-        return None
-
-    def stall(self) -> None:
-        """The transport takes no more for now: live lanes fall behind at the next publish."""
-        if not self.is_stalled:
-            self.is_stalled = True
-            self.credit -= STALL
-
-    def resume(self) -> None:
-        """The transport takes bytes again: feed what is behind."""
-        self.unstall()
-        self.feed()
-
-    def unstall(self) -> None:
-        """Give back the credit that ``stall`` took."""
-        if self.is_stalled:
-            self.is_stalled = False
-            self.credit += STALL
-
-    def send(self, *messages: Message) -> None:
-        """Encode and write ``messages``."""
-        if self.is_json:
-            self._send([encode_json(message).encode() for message in messages])
-        else:
-            self._send([encode_cbor(message) for message in messages])
-
-    def _set_window(self, asked: int) -> None:
-        """Take the device's window; what is unacknowledged counts against the new one at once."""
-        window = min(asked, self.node.limits.window_max)
-        self.credit += window - self.window
-        self.window = window
-
-    def _give_back(self, count: int, size: int) -> None:
-        most = self.window - (STALL if self.is_stalled else 0)
-        self.credit = min(self.credit + count, most)
-        self.credit_bytes = min(self.credit_bytes + size, self.node.limits.window_size_bytes_max)
-
-    def _wait_for_room(self) -> None:
-        if not self.is_waiting:
-            self.is_waiting = True
-            self._hold_input()
-            self._work(self._room(), "room")
-
-    async def _room(self) -> None:
-        await self.node.writer.drained()
-        self.is_waiting = False
-        self._take_input()
-
-    def _answer(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Do ``work`` for a message of the peer; it is not read while too much of that is under way."""
-        self.in_flight += 1
-        if self.in_flight == IN_FLIGHT_MAX:
-            self._hold_input()
-        self._work(self._counted(work), name)
-
-    async def _counted(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        finally:
-            if self.in_flight == IN_FLIGHT_MAX:
-                self._take_input()
-            self.in_flight -= 1
-
-    def _work(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        self.node.spawn(self._guarded(work), name=f"session[{self.verdict.device_id}].{name}")
-
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run ``work``; a database that is away ends the session, since what it needs cannot be had."""
-        try:
-            await work
-        except StorageUnavailableError:
-            self.close(CloseCode.STORAGE_UNAVAILABLE)
-        except GatewayError as error:
-            _log.info("session cannot go on", device=self.verdict.device_id, code=error.code)
-            self.close(CloseCode.INSUFFICIENT_STATE)
-        except Exception:
-            _log.exception("session failed", device=self.verdict.device_id)
-            self.close(CloseCode.INTERNAL_ERROR)
-
-
-async def record(node: Node, device_key: int, boot_id: bytes, report: Report) -> tuple[Recorded, bool, bool]:
-    """Commit ``report``; return what the device is told, whether to cancel, whether the deployment ended.
-
-    Raises:
-        StorageUnavailableError: The device repeats the report.
-    """
-    outcome = await commit(node.writer, Reported(device_key, report, boot_id, node.clock.now_ms()))
-    node.metrics.reports[outcome.status].inc()
-    if outcome.entered is not None:
-        node.metrics.deployments[outcome.entered.value].inc()
-    return Recorded(report.id, outcome.status, outcome.code), outcome.cancel, outcome.ended

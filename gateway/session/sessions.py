@@ -21,8 +21,9 @@ from gateway.errors import GatewayError, NotFoundError, UnavailableError
 from gateway.fleet.model import Device
 from gateway.hub import HubKey
 from gateway.identity import RevocationRow
+from gateway.session.conversation import State
 from gateway.session.ports import Node, SubscriptionSource
-from gateway.session.session import Session, State
+from gateway.session.session import Session
 from gateway.telemetry import logger
 
 _log = logger("session")

@@ -31,7 +31,7 @@ from gateway.edge.device.poll import PollSession, parse_cursor
 from gateway.edge.device.socket import SocketSession
 from gateway.errors import GatewayError
 from gateway.identity import Credential, Verdict
-from gateway.session.session import State
+from gateway.session.conversation import State
 from tests.simulation.node import SimulatedNode
 
 CREDENTIAL = Credential.from_headers([("Authorization", "Bearer t")])

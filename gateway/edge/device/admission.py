@@ -31,7 +31,8 @@ from gateway.errors import (
 from gateway.fleet.facts import Connect, Judged
 from gateway.fleet.model import Connected
 from gateway.identity import Credential, Identity, ResumedVerdict, Verdict, validity
-from gateway.session.session import Session, State
+from gateway.session.conversation import State
+from gateway.session.session import Session
 from gateway.session.sessions import Sessions
 
 if TYPE_CHECKING:

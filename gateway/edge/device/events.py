@@ -21,8 +21,9 @@ from device_sdk.wire.messages import Goaway, Position, decode_cbor, encode_json
 from gateway.edge.device.admission import Admission
 from gateway.edge.device.poll import ANSWER, KEPT_LEN_MAX, NOWHERE, Item, PollSession, format_cursor
 from gateway.identity import Credential, Verdict
+from gateway.session.conversation import State
 from gateway.session.lane import Lane
-from gateway.session.session import Session, State
+from gateway.session.session import Session
 
 CONTENT_TYPE: Final = "text/event-stream"
 STREAM_HEADERS: Final = {

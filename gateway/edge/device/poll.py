@@ -30,9 +30,9 @@ from gateway.edge.device.watched import Watched
 from gateway.errors import GatewayError
 from gateway.fleet.facts import Attempted
 from gateway.identity import Credential, Verdict
+from gateway.session.conversation import State
 from gateway.session.lane import Lane
 from gateway.session.page import Page
-from gateway.session.session import State
 
 CURSOR_PREFIX: Final = "v1."
 CURSOR_SIZE_MAX: Final = 2048

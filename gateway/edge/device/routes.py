@@ -32,7 +32,7 @@ from gateway.edge.device.poll import PollSession, check_cursor, check_last_event
 from gateway.edge.device.socket import connect
 from gateway.errors import ConflictError, ProtocolViolationError
 from gateway.identity import Credential, ResumedVerdict, Verdict
-from gateway.session.session import State
+from gateway.session.conversation import State
 from gateway.websocket import WebSocketLimits
 
 CBOR: Final = "application/cbor"

@@ -30,7 +30,7 @@ from gateway.edge.problem import RequestError
 from gateway.edge.rejections import rejection
 from gateway.errors import GatewayError
 from gateway.identity import Credential, Verdict
-from gateway.session.session import State
+from gateway.session.conversation import State
 from gateway.telemetry import logger
 from gateway.websocket import Connection, HandshakeError, Opcode, WebSocketLimits, frame
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from device_sdk.wire.messages import Ack, Advance, Alert, Position, Welcome, decode_cbor
 from gateway.fleet.facts import IntervalClosed, IntervalOpened, Received, Sent
+from gateway.session.deliveries import STALL
 from gateway.session.limits import SessionLimits
-from gateway.session.session import STALL
 from tests.unit.gateway.session.node import EPOCH, PushedSession, World
 
 CHANNELS = ("ops", "site")

@@ -13,8 +13,8 @@ from gateway.errors import StorageUnavailableError
 from gateway.fleet.facts import Adopted, Attempted, DeadLettered, IntervalOpened, Reported, Sent
 from gateway.fleet.model import ConnectedSubscription
 from gateway.rollout import Offer, ReportOutcome
+from gateway.session.conversation import State
 from gateway.session.limits import SessionLimits
-from gateway.session.session import State
 from tests.unit.gateway.session.node import EPOCH, PushedSession, World
 
 OWN = "~d1"

@@ -38,8 +38,8 @@ from gateway.fleet.facts import (
     Sent,
 )
 from gateway.rollout import Offer, ReportOutcome
+from gateway.session.conversation import State
 from gateway.session.limits import SessionLimits
-from gateway.session.session import State
 from tests.unit.gateway.session.node import EPOCH, PushedSession, World
 
 

@@ -12,7 +12,7 @@ from device_sdk.wire.messages import Alert, Cancel, Goaway, Hello, Roots, Subscr
 from gateway.errors import StorageUnavailableError
 from gateway.fleet.model import Connected, ConnectedSubscription
 from gateway.rollout import Offer
-from gateway.session.session import State
+from gateway.session.conversation import State
 from gateway.session.sessions import Sessions
 from tests.unit.gateway.session.node import EPOCH, Directory, PushedSession, World
 

@@ -17,7 +17,7 @@ from gateway.edge.device.socket import SocketSession
 from gateway.errors import ConflictError, CredentialRefusedError, UnavailableError
 from gateway.fleet.facts import Connect, Judged
 from gateway.identity import ChannelGrant, ResumedVerdict
-from gateway.session.session import State
+from gateway.session.conversation import State
 from tests.unit.gateway.edge.device.node import CREDENTIAL, Edge, FakeConnection
 from tests.unit.gateway.session.node import FLEET
 

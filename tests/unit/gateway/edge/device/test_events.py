@@ -16,7 +16,7 @@ from gateway.edge.device.events import UNSENT_SIZE_HIGH, EventSession, EventStre
 from gateway.edge.device.poll import parse_cursor
 from gateway.errors import CredentialRefusedError, OriginUnavailableError
 from gateway.fleet.facts import Attempted, IntervalClosed, IntervalOpened, Received, Sent
-from gateway.session.session import State
+from gateway.session.conversation import State
 from tests.unit.gateway.edge.device.node import CREDENTIAL, Edge, started
 from tests.unit.gateway.edge.device.test_poll import OPS, offer, poll
 from tests.unit.gateway.session.node import EPOCH

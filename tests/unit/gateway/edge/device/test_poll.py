@@ -35,7 +35,7 @@ from gateway.edge.device.routes import _batch
 from gateway.errors import StorageUnavailableError
 from gateway.fleet.facts import Attempted, DeadLettered, Received, Sent
 from gateway.rollout import Offer
-from gateway.session.session import State
+from gateway.session.conversation import State
 from tests.unit.gateway.edge.device.node import CREDENTIAL, Edge, decoded, started
 from tests.unit.gateway.session.node import EPOCH
 

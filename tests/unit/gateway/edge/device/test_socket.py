@@ -31,7 +31,7 @@ from gateway.errors import (
 )
 from gateway.fleet.facts import Connect, Disconnected, Judged, Received
 from gateway.identity import ChannelGrant
-from gateway.session.session import State
+from gateway.session.conversation import State
 from tests.unit.gateway.edge.device.node import Edge, FakeConnection
 from tests.unit.gateway.session.node import EPOCH
 
