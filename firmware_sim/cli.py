@@ -156,10 +156,13 @@ def run(
     from rich.console import Console
 
     from firmware_sim.operator import Operator
+    from firmware_sim.report import report_document
     from firmware_sim.simulation import Simulation, write_flash
     from firmware_sim.tokens import parse_tokens
     from firmware_sim.view import live_view, print_end
 
+    if report is not None and report.suffix == ".json":
+        raise typer.BadParameter("the JSON goes beside it, under that name", param_hint="--report")
     _log_to_stderr(verbose)
     found = _load(scenario, devices)
     actual_seed = found.seed if seed is None else seed
@@ -193,6 +196,16 @@ def run(
         result = runner.run(_run(simulation, show, has_end=not stay, keep_flash=keep_flash))
     if keep_flash is not None:
         write_flash(simulation.devices, keep_flash)
+    if report is not None:
+        command = _command(
+            *("run", scenario, "--seed", actual_seed, "--devices", found.devices, "--url", url),
+            *("--fleet", fleet, "--tokens", tokens),
+            *(word for path in release_key for word in ("--release-key", path)),
+            *(() if operator_token is None else ("--operator-token", operator_token)),
+            *(word for id in release or () for word in ("--release", id)),
+            *(() if only_device is None else ("--only-device", only_device)),
+        )
+        _write_report(report, report_document(found, result, simulation.devices, command))
     if is_json:
         print(json.dumps(result.document(), separators=(",", ":")), flush=True)
     else:
@@ -298,6 +311,17 @@ def _key(path: Path) -> PublicKey:
         return PublicKey.load(path)
     except WireError as error:
         raise ScenarioError([f"{path}: {error}"]) from error
+
+
+def _command(*words: object) -> list[str]:
+    return ["fleetcast-sim", *map(str, words)]
+
+
+def _write_report(path: Path, document: dict[str, Any]) -> None:
+    from firmware_sim.report import render
+
+    path.write_text(render(document))
+    path.with_suffix(".json").write_text(json.dumps(document) + "\n")
 
 
 def _sink(file: TextIO) -> Callable[[str, Event], None]:

@@ -36,9 +36,10 @@ from device_sdk.wire.messages import (
 )
 from firmware_sim.durable import Floors, signed_map
 from firmware_sim.genuine import Genuine, bound
-from firmware_sim.trace import Trace
+from firmware_sim.trace import Event, Trace
 
 BROKEN_KEPT_MAX: Final = 16
+RECENT_LEN: Final = 12
 DEPLOYMENTS_KEPT_MAX: Final = 64
 REPORTS_KEPT_MAX: Final = 512
 IDS_KEPT: Final = 1024
@@ -95,6 +96,7 @@ class Broken(NamedTuple):
 
     Attributes:
         event: Number of the newest event of the device's trace.
+        recent: That one and those before it.
     """
 
     invariant: Invariant
@@ -103,6 +105,7 @@ class Broken(NamedTuple):
     event: int
     at_s: float
     detail: str
+    recent: tuple[Event, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -113,6 +116,7 @@ class Broken(NamedTuple):
             "event": self.event,
             "at_s": round(self.at_s, 3),
             "detail": self.detail,
+            "recent": [event.document(self.device_id) for event in self.recent],
         }
 
 
@@ -260,8 +264,10 @@ class Invariants:
         self.counts[invariant] += 1
         self._trace.event("broken", invariant.value, detail)
         if len(self.broken) < BROKEN_KEPT_MAX:
+            trace = self._trace
+            recent = tuple(trace.recent)[-RECENT_LEN:]
             self.broken.append(
-                Broken(invariant, self._device_id, self._seed, self._trace.number, self._trace.now_s, detail)
+                Broken(invariant, self._device_id, self._seed, trace.number, trace.now_s, detail, recent)
             )
 
     def check(self, invariant: Invariant, failure: str | None) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-POINTS_MAX: Final = 600
+POINTS_MAX: Final = 240
 INTERVAL_S: Final = 0.25
 _GROWTH: Final = 1.02
 _LOG_GROWTH: Final = math.log(_GROWTH)

@@ -5,14 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvloop
@@ -20,7 +15,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from device_sdk import SlotInstaller, SystemClock
+from device_sdk import SystemClock
 from device_sdk.transport.http import Endpoint, open_session, parse_gateway_url
 from device_sdk.transport.link import LinkClosedError
 from device_sdk.transport.websocket import WebSocketTransport
@@ -29,14 +24,7 @@ from firmware_sim.dice import Dice
 from firmware_sim.link import FaultyTransport, LinkState
 from firmware_sim.scenario import LinkFaults
 from firmware_sim.trace import Trace
-from tests.harness.gateway import GatewayProcess
-from tests.harness.operator import Operator
-
-ROOT = Path(__file__).resolve().parents[2]
-SIM = Path(sys.executable).with_name("fleetcast-sim")
-FLEET = "acme"
-IMAGE = os.urandom(150_000)
-SEQUENCE = 1_800_000_000
+from tests.integration.sim_stage import FLEET, Stage, open_stage
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -113,79 +101,34 @@ sequence = 9_000_000_000
 """
 
 
-@dataclass
-class Stage:
-    """A gateway with a rollout to everybody, and the devices' side of it as files."""
-
-    gateway: GatewayProcess
-    folder: Path
-
-    async def simulate(self, *options: object) -> tuple[int, dict[str, Any]]:
-        """Run the scenario; return the exit status and the result."""
-        words = [
-            *(SIM, "run", self.folder / "scenario.toml", "--url", self.gateway.url, "--fleet", FLEET),
-            *("--tokens", self.folder / "tokens.txt", "--release-key", self.folder / "release.pub.pem"),
-            *("--keep-flash", self.folder / "flash", "--trace", self.folder / "trace", "--json", *options),
-        ]
-        process = await asyncio.create_subprocess_exec(*map(str, words), stdout=subprocess.PIPE)
-        out, _ = await process.communicate()
-        assert process.returncode is not None
-        return process.returncode, json.loads(out.splitlines()[-1])
-
-    def image(self, device_id: str) -> bytes:
-        """Return what the device's running slot holds, as its flash was at the end."""
-        folder = self.folder / "flash" / device_id
-        installer = SlotInstaller(folder, components=("main",), is_boot=False)
-        path = folder / installer.running_file("main")
-        return path.read_bytes() if path.exists() else b""
-
-
 @pytest.fixture
 async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
-    (tmp_path / "scenario.toml").write_text(STORM)
-    tokens = tmp_path / "tokens.txt"
-    subprocess.run([SIM, "tokens", tmp_path / "scenario.toml", "--output", tokens], check=True)
-    origin = subprocess.Popen(
-        [
-            *(sys.executable, ROOT / "ops/demo/origin.py", "--tokens", tokens, "--fleet", FLEET),
-            *("--channel", "alert:ops", "--channel", "update:firmware"),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert origin.stdout is not None
-        url = origin.stdout.readline().strip()
-        async with GatewayProcess(tmp_path / "gateway", fleet=FLEET, forward_auth_url=url) as gateway:
-            operator = Operator(gateway)
-            (tmp_path / "release.pub.pem").write_bytes(operator.key.public.to_pem())
-            await operator.trust()
-            await operator.channel("ops", "alert", starts_at_earliest=True)
-            await operator.channel("firmware", "update")
-            release = await operator.release(IMAGE, version="1.4.0", sequence=SEQUENCE)
-            await operator.rollout(release, "firmware")
-            yield Stage(gateway, tmp_path)
-    finally:
-        origin.terminate()
-        origin.communicate()
+    scenario = tmp_path / "scenario.toml"
+    scenario.write_text(STORM)
+    async with open_stage(tmp_path, scenario) as stage:
+        await stage.gateway.call(
+            "POST",
+            "/rollouts",
+            json={"release_id": stage.releases[0], "channel": "firmware", "percent": 100},
+        )
+        yield stage
 
 
 async def test_storm_ends_as_expected_and_both_sides_tell_the_same(stage: Stage) -> None:
     for number in range(3):
         await stage.gateway.call("POST", "/channels/ops/alerts", json={"text": f"alert {number}"})
-    status, result = await stage.simulate()
+    status, result = await stage.simulate(stage.folder / "scenario.toml")
     assert (status, result["unmet"], result["crashes"]) == (0, {}, {}), result
     assert result["states"] == {"committed": 10, "rolled_back": 2, "rejected": 2}
     assert result["refused"] == {"boot_failed": 2, "digest_mismatch": 1, "rollback": 1}
     assert result["alerts_in_order"] is True
     assert {"duplicate", "reorder", "power_cut", "panic", "sick", "tamper"} <= result["faults"].keys()
 
-    (rollout,) = (await stage.gateway.call("GET", "/rollouts"))["items"]
-    deployments = (await stage.gateway.call("GET", f"/rollouts/{rollout['id']}/deployments"))["items"]
+    (deployments,) = await stage.deployments()
     assert Counter(one["state"] for one in deployments) == result["states"]
     assert Counter(one["code"] for one in deployments if one["state"] != "committed") == result["refused"]
     for one in deployments:
-        is_new = stage.image(one["device_id"]) == IMAGE
+        is_new = stage.image(one["device_id"]) == stage.images[0]
         assert is_new == (one["state"] == "committed"), one["device_id"]
     assert not any(one["broken"] for one in result["invariants"].values())
     events = [json.loads(line) for line in (stage.folder / "trace").read_text().splitlines()]
@@ -197,7 +140,7 @@ async def test_what_is_not_as_expected_is_said_and_the_exit_status_is_1(stage: S
         'devices = 2\nduration_s = 1\n[[group]]\nname = "a"\n[group.expect]\nalerts_min = 1\nstate = "failed"'
     )
     (stage.folder / "scenario.toml").write_text(scenario)
-    status, result = await stage.simulate("--seed", 5)
+    status, result = await stage.simulate(stage.folder / "scenario.toml", "--seed", 5)
     assert (status, result["ok"], result["seed"]) == (1, False, 5)
     assert sorted(result["unmet"]) == ["sim-0001", "sim-0002"]
 

@@ -434,7 +434,9 @@ class TestAll:
             world.invariants.fail(Invariant.SURVIVES, str(number))
         assert world.invariants.counts == {Invariant.SURVIVES: 50}
         assert len(world.invariants.broken) == BROKEN_KEPT_MAX
-        assert world.invariants.broken[0].document() == {
+        document = world.invariants.broken[0].document()
+        assert [(event["event"], event["kind"]) for event in document.pop("recent")] == [(1, "broken")]
+        assert document == {
             "invariant": "survives",
             "device": "dev-1",
             "seed": 42,
