@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -25,6 +26,7 @@ from typing import Any, TypeVar
 
 import asyncpg
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 from sqlalchemy.engine import make_url
 
@@ -40,6 +42,18 @@ settings.register_profile("fleetcast", deadline=None, suppress_health_check=[Hea
 settings.load_profile("fleetcast")
 
 POSTGRES = Path(__file__).resolve().parent.parent / "ops/dev/postgres"
+
+
+@pytest.fixture(autouse=True)
+def _own_logs() -> Iterator[None]:
+    """A test that configures logs writes them to a stream that ends with it: the next begins without."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    if structlog.is_configured():
+        root.handlers[:] = [one for one in root.handlers if not type(one).__module__.startswith("gateway.")]
+        root.setLevel(level)
+        structlog.reset_defaults()
 
 
 @pytest.fixture
