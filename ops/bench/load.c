@@ -429,14 +429,19 @@ static void publish(void) {
   send_all(publisher.fd, request, (size_t)size);
 }
 
+// The next publish dials again.
+static void close_publisher(void) {
+  close(publisher.fd);
+  publisher.state = IDLE;
+}
+
 static void answered(void) {
   static char answer[FRAME_MAX];
   ssize_t size = recv(publisher.fd, answer + publisher.kept, sizeof answer - 1 - publisher.kept, 0);
   if (size <= 0) {
     if (!is_answered)
       fail("publish: connection lost");
-    close(publisher.fd); // kept alive no longer; the next publish dials again
-    publisher.state = IDLE;
+    close_publisher();
     return;
   }
   publisher.kept += (size_t)size;
@@ -451,6 +456,9 @@ static void answered(void) {
     return;
   publisher.kept = 0;
   is_answered = true;
+  const char *is_last = strcasestr(answer, "\r\nconnection: close");
+  if (is_last && is_last < end)
+    close_publisher();
 }
 
 // --- the loop

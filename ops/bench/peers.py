@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ NCHAN_MODULES = ("/usr/lib/nginx/modules/ngx_nchan_module.so", "/usr/share/nginx
 PUSHPIN_CONFIG = Path("/etc/pushpin/pushpin.conf")
 PUSHPIN_INTERNAL = Path("/usr/lib/pushpin/internal.conf")
 START_TIMEOUT_S = 20
+SUBSCRIBED_S = 3  # from the upgrade until Pushpin's other process knows of the subscription
 _CHANNEL = "bench"
 _NCHAN = f"""
     location = /subscribe {{
@@ -96,7 +98,9 @@ def pushpin(folder: Path, clients: int, payload: int) -> Iterator[Load]:
         def is_up() -> bool:
             if process.poll() is not None:
                 raise BenchError(f"pushpin ended; see its logs in {home}")
-            return is_listening(publish_port) and _is_answering(port)
+            return _is_answering("POST", publish_port, "/publish/", '{"items": []}') and _is_answering(
+                "GET", port
+            )
 
         wait_until(is_up, START_TIMEOUT_S, "pushpin does not listen")
         with Load.connected(
@@ -108,17 +112,18 @@ def pushpin(folder: Path, clients: int, payload: int) -> Iterator[Load]:
             publish_path="/publish/",
             publish_body=json.dumps({"items": [item]}),
         ) as load:
+            time.sleep(SUBSCRIBED_S)
             yield load
 
 
 _PUBLISH_PORT = 5561
 
 
-def _is_answering(port: int) -> bool:
-    """Return whether requests are answered: its port is open before what is behind it."""
+def _is_answering(method: str, port: int, path: str = "/", body: str | None = None) -> bool:
+    """Return whether requests are answered: a port is open before what is behind it."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
     try:
-        connection.request("GET", "/")
+        connection.request(method, path, body)
         return connection.getresponse().status < 500
     except (OSError, http.client.HTTPException):
         return False
