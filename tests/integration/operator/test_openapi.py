@@ -51,8 +51,8 @@ async def _run(api: Api, folder: Path) -> tuple[int, str]:
         *("--header", f"Authorization: Bearer {api.tokens['all-admin']}", "--no-color", "--warnings", "off"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        cwd=HERE.parents[2],
-        env=os.environ | {"HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"), "COLUMNS": "200"},
+        cwd=folder,  # where it keeps what it found
+        env=os.environ | {"PYTHONPATH": str(HERE.parents[2]), "COLUMNS": "200"},
     )
     try:
         async with asyncio.timeout(TIMEOUT_S):
