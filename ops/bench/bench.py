@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -85,6 +86,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if min(arguments.devices or 1, arguments.rounds or 1) < 1:
         parser.error("--devices and --rounds are at least 1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and so leave nothing behind
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="fleetcast-bench-") as name:
         folder = Path(name)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from origin import FLEET, Origin, token
-from rig import BenchError, Load, build, free_port, stop, wait_until
+from rig import BenchError, Load, build, free_port, start, stop, wait_until
 
 CLI = Path(sys.executable).with_name("fleetcast")
 CHANNEL = "bench"
@@ -90,9 +90,7 @@ class Gateway:
 
     def start(self, command: tuple[object, ...] = (CLI,)) -> None:
         """Serve, again after ``kill``, and wait until it is ready."""
-        self.process = subprocess.Popen(
-            [*map(str, command), "serve", "--config", str(self.config)], text=True, start_new_session=True
-        )
+        self.process = start([*command, "serve", "--config", self.config])
         wait_until(self.is_ready, READY_TIMEOUT_S, "the gateway is not ready")
 
     def kill(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -98,9 +99,7 @@ def pushpin(folder: Path, clients: int, payload: int) -> Iterator[Load]:
         def is_up() -> bool:
             if process.poll() is not None:
                 raise BenchError(f"pushpin ended; see its logs in {home}")
-            return _is_answering("POST", publish_port, "/publish/", '{"items": []}') and _is_answering(
-                "GET", port
-            )
+            return _is_delivering(port, publish_port)
 
         wait_until(is_up, START_TIMEOUT_S, "pushpin does not listen")
         with Load.connected(
@@ -117,18 +116,28 @@ def pushpin(folder: Path, clients: int, payload: int) -> Iterator[Load]:
 
 
 _PUBLISH_PORT = 5561
+_UPGRADE = (
+    b"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
 
 
-def _is_answering(method: str, port: int, path: str = "/", body: str | None = None) -> bool:
-    """Return whether requests are answered: a port is open before what is behind it."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+def _is_delivering(port: int, publish_port: int) -> bool:
+    """Return whether a message reaches a subscriber: ports are open before what is behind them."""
+    body = json.dumps({"items": [{"channel": "test", "formats": {"ws-message": {"content": "?"}}}]})
+    publisher = http.client.HTTPConnection("127.0.0.1", publish_port, timeout=2)
     try:
-        connection.request(method, path, body)
-        return connection.getresponse().status < 500
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as subscriber:
+            subscriber.sendall(_UPGRADE)
+            if not subscriber.recv(4096).startswith(b"HTTP/1.1 101 "):
+                return False
+            time.sleep(0.2)
+            publisher.request("POST", "/publish/", body)
+            return publisher.getresponse().status == 200 and subscriber.recv(4096).endswith(b"?")
     except (OSError, http.client.HTTPException):
         return False
     finally:
-        connection.close()
+        publisher.close()
 
 
 def _free_offset() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -11,13 +12,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 HERE = Path(__file__).parent
 QUIET_S = 0.5  # after the last acknowledgement was sent: the gateway commits them
 STOP_TIMEOUT_S = 30
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+_LIBC = ctypes.CDLL(None)
 
 
 class BenchError(Exception):
@@ -50,10 +53,21 @@ def found(name: str) -> str:
     return path
 
 
+def start(command: Sequence[object], **options: Any) -> subprocess.Popen[str]:
+    """Run ``command``, a process group of its own, until ``stop``, or until this process is no more."""
+    return subprocess.Popen(
+        [str(word) for word in command],
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
+        **options,
+    )
+
+
 @contextlib.contextmanager
-def running(command: list[Any], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """Run ``command``, a process group of its own, until the end of the block."""
-    process = subprocess.Popen([str(word) for word in command], text=True, start_new_session=True, **options)
+def running(command: Sequence[object], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Run ``command`` until the end of the block."""
+    process = start(command, **options)
     try:
         yield process
     finally:
