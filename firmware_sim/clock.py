@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from firmware_sim.dice import Dice, between
 from firmware_sim.scenario import ClockFaults
@@ -14,20 +15,31 @@ from firmware_sim.trace import Trace
 
 
 class VirtualClock:
-    """``device_sdk.update.DeviceClock`` with faults."""
+    """``device_sdk.update.DeviceClock`` with faults.
 
-    def __init__(self, faults: ClockFaults, *, dice: Dice, trace: Trace) -> None:
+    Args:
+        monotonic_s, wall_ns: The clocks of this machine.
+    """
+
+    def __init__(
+        self,
+        faults: ClockFaults,
+        *,
+        dice: Dice,
+        trace: Trace,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.monotonic = monotonic_s
+        self._wall_ns = wall_ns
         self._faults = faults
         self._dice = dice
         self._trace = trace
         self._offset_ms = 0.0
-        self._booted_at = time.monotonic()
+        self._booted_at = self.monotonic()
         self._jumps = 0
         self._next_jump_at = float("inf")
         self._plan_jump()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
 
     def wall_ms(self) -> int | None:
         if self._faults.kind == "none":
@@ -36,7 +48,7 @@ class VirtualClock:
         if self._faults.kind == "resets":
             now_ms = (self.monotonic() - self._booted_at) * 1000
         else:
-            now_ms = time.time_ns() / 1_000_000
+            now_ms = self._wall_ns() / 1_000_000
         return max(0, int(now_ms + self._offset_ms))
 
     async def sleep(self, delay_s: float) -> None:

@@ -21,7 +21,7 @@ from device_sdk import (
     StoreError,
 )
 from device_sdk.client import ClientLimits, make_transport
-from device_sdk.store import CorruptStateError, PowerLossError, StateStore
+from device_sdk.store import CorruptStateError, PowerLossError, StateStore, StoreLimits
 from device_sdk.transport.download import HTTPFetch
 from device_sdk.transport.http import Endpoint
 from device_sdk.transport.link import Transport
@@ -59,6 +59,9 @@ _log = logging.getLogger("fleetcast.sim")
 
 BUILD_TIME_MS: Final = 1_735_689_600_000
 """1 January 2025: no firmware is older, and so no clock that says less is believed."""
+
+STATE_SLACK_BYTES: Final = 32 * 1024
+"""A small flash, which is compacted often: what every device writes is in this program's memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +149,10 @@ class VirtualDevice:
                 check=lambda failure: self.invariants.check(Invariant.ATTACKS_REFUSED, failure),
             )
         self._has_attackers = any(group.gateway.is_there for group in scenario.groups)
-        self._limits = ClientLimits(update=UpdateLimits(rate_window_s=plan.group.rate_window_s))
+        self._limits = ClientLimits(
+            store=StoreLimits(slack_bytes=STATE_SLACK_BYTES),
+            update=UpdateLimits(rate_window_s=plan.group.rate_window_s),
+        )
         self._client: DeviceClient | None = None
         self._store: StateStore | None = None
 

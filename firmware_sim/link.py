@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Final, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from device_sdk.transport.link import Link, LinkClosedError, Transport
 from device_sdk.wire.messages import (
@@ -281,7 +281,7 @@ class FaultyLink:
         self._on_break = on_break
         self._received = 0
         self._sent = 0
-        self._broken = asyncio.Event()
+        self._breaking: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._is_silent = False
         self._is_welcomed = False
         self._is_closed = False
@@ -290,7 +290,7 @@ class FaultyLink:
     # --- what comes ---------------------------------------------------------------------------------------
 
     async def receive(self) -> Sequence[FromGateway]:
-        if self._broken.is_set():
+        if self._is_broken:
             await self._end()
         batch = await self._unless_broken()
         arrived: list[FromGateway] = []
@@ -308,8 +308,9 @@ class FaultyLink:
             if fate.is_duplicated and not isinstance(message, Welcome):
                 self._trace.note("duplicate", where)
                 arrived.append(message)
-        await self._clock.sleep(delay_s)
-        if self._broken.is_set() and (not self._is_stream or not arrived):
+        if delay_s > 0:
+            await self._clock.sleep(delay_s)
+        if self._is_broken and (not self._is_stream or not arrived):
             await self._end()  # an answer comes whole or not at all
         if not self._is_stream and self._is_reordered(self._random_in, arrived, "in"):
             arrived = interleaved(arrived, self._random_in)
@@ -321,19 +322,21 @@ class FaultyLink:
     async def _unless_broken(self) -> Sequence[FromGateway]:
         """Return what comes next; a break on the other way ends the wait."""
         coming = asyncio.ensure_future(self._inner.receive())
-        breaking = asyncio.ensure_future(self._broken.wait())
+        awaited: set[asyncio.Future[Any]] = {coming, self._breaking}
         try:
-            await asyncio.wait({coming, breaking}, return_when=asyncio.FIRST_COMPLETED)
-            if self._broken.is_set():
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+            if self._is_broken:
                 await self._end()
             return coming.result()
         except LinkClosedError as error:
             self._ending = error
             raise
         finally:
-            coming.cancel()
-            breaking.cancel()
-            await asyncio.gather(coming, breaking, return_exceptions=True)
+            if not coming.done():
+                coming.cancel()
+                await asyncio.gather(coming, return_exceptions=True)
+            elif not coming.cancelled():
+                coming.exception()  # it was seen, or does not matter any more
 
     def confirm(self) -> None:
         self._inner.confirm()
@@ -347,7 +350,7 @@ class FaultyLink:
     # --- what goes ----------------------------------------------------------------------------------------
 
     async def send(self, messages: Sequence[FromDevice]) -> None:
-        if self._broken.is_set():
+        if self._is_broken:
             await self._end()
         leaving: list[FromDevice] = []
         delay_s = 0.0
@@ -363,14 +366,15 @@ class FaultyLink:
             if fate.is_duplicated:
                 self._trace.note("duplicate", where)
                 leaving.append(message)
-        await self._clock.sleep(delay_s)
+        if delay_s > 0:
+            await self._clock.sleep(delay_s)
         for message in leaving:
             self._watch.sent(message)  # before: the answer may be faster than the end of the sending
         if not self._is_stream and self._is_reordered(self._random_out, leaving, "out"):
             await self._send_apart(leaving)
         elif leaving:
             await self._inner.send(leaving)
-        if self._broken.is_set():
+        if self._is_broken:
             await self._end()
 
     async def _send_apart(self, messages: list[FromDevice]) -> None:
@@ -384,7 +388,7 @@ class FaultyLink:
     # --- both ---------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        if self._broken.is_set() or not self._is_powered():
+        if self._is_broken or not self._is_powered():
             abort(self._inner)  # the other end is not told
         if self._state.current is self:
             self._state.current = None
@@ -398,7 +402,12 @@ class FaultyLink:
 
     def lose_network(self) -> None:
         """Break now."""
-        self._broken.set()
+        if not self._breaking.done():
+            self._breaking.set_result(None)
+
+    @property
+    def _is_broken(self) -> bool:
+        return self._breaking.done()
 
     def _is_reordered(self, random: Random, messages: Sequence[object], way: str) -> bool:
         if random.random() >= self._faults.reorder or len(messages) < 2:
@@ -412,7 +421,7 @@ class FaultyLink:
         self._trace.note(kind, where)
         self._is_silent = kind == "drop"
         self._on_break()
-        self._broken.set()
+        self.lose_network()
 
     async def _end(self) -> None:
         if self._is_silent:

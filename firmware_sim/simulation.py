@@ -29,6 +29,7 @@ from firmware_sim.scenario import Outage, Scenario, plan
 from firmware_sim.trace import Event
 
 TICK_S: Final = 0.1
+SHOW_S: Final = 0.25
 
 
 class Simulation:
@@ -100,13 +101,14 @@ class Simulation:
         self,
         stop: asyncio.Event,
         *,
-        on_tick: Callable[[Result], None] = lambda result: None,
+        show: Callable[[Result], None] | None = None,
         has_end: bool = True,
     ) -> Result:
         """Run until every device is as expected, the scenario's time is over, or ``stop`` is set.
 
         Args:
-            on_tick: Shown the state of things, some times a second.
+            show: Shown the state of things, some times a second. A result costs some milliseconds for each
+                thousand devices: without somebody to show it to, none is made before the end.
             has_end: False: until ``stop`` and no sooner.
         """
         self._started_at = time.monotonic()
@@ -119,20 +121,18 @@ class Simulation:
         ]
         if self._operator is not None:
             others.append(asyncio.create_task(self._operator.run(self.now_s), name="sim.operator"))
+        shown_at_s = 0.0
         try:
-            while True:
+            while not (stop.is_set() or (has_end and self._is_over(others))):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(TICK_S):
                         await stop.wait()
                 now_s = self.now_s()
                 if self.series.is_due(now_s):
                     self._sample(now_s)
-                result = self.result()
-                on_tick(result)
-                is_quiet = now_s >= self.scenario.quiet_after_s and all(task.done() for task in others)
-                is_over = (result.is_met and is_quiet) or now_s >= self.scenario.duration_s
-                if stop.is_set() or (has_end and is_over):
-                    break
+                if show is not None and now_s >= shown_at_s + SHOW_S:
+                    shown_at_s = now_s
+                    show(self.result())
             for device in self.devices:
                 device.check()
             self._sample(self.now_s())
@@ -144,6 +144,15 @@ class Simulation:
             for task in (*others, *tasks):
                 task.cancel()
             await asyncio.gather(*others, *tasks, return_exceptions=True)
+
+    def _is_over(self, others: Sequence[asyncio.Task[None]]) -> bool:
+        """Return whether the scenario's time is over, or everything is as expected and nothing is to come."""
+        now_s = self.now_s()
+        if now_s >= self.scenario.duration_s:
+            return True
+        if now_s < self.scenario.quiet_after_s or not all(task.done() for task in others):
+            return False
+        return all(device.unmet is None for device in self.devices)
 
     async def _break_links(self, outage: Outage, number: int) -> None:
         """Take the network from the devices that ``outage`` is about, at its time."""

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-EVENTS_KEPT_MAX: Final = 128
+EVENTS_KEPT_MAX: Final = 32
 
 
 class Event(NamedTuple):

@@ -25,10 +25,10 @@ _REFRESH_PER_S = 8
 
 
 @contextmanager
-def live_view(console: Console) -> Iterator[Callable[[Result], None]]:
-    """Show results as they come; yields what is told each. Nothing is shown where there is no terminal."""
+def live_view(console: Console) -> Iterator[Callable[[Result], None] | None]:
+    """Show results as they come; yields what is told each, None where there is no terminal to show them."""
     if not console.is_terminal:
-        yield lambda result: None
+        yield None
         return
     with Live(console=console, refresh_per_second=_REFRESH_PER_S, transient=True) as live:
         yield lambda result: live.update(picture(result))
