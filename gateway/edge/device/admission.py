@@ -37,6 +37,7 @@ from gateway.session.sessions import Sessions
 
 if TYPE_CHECKING:
     from gateway.edge.device.events import EventSession
+    from gateway.edge.device.watched import Watched
 
 FLEET_HEADER = "Fleetcast-Fleet"
 DEVICE_HEADER = "Fleetcast-Device"
@@ -220,11 +221,11 @@ class Admission:
                 raise
             return credential, session.verdict
 
-    async def connect(self, session: Session, hello: Hello, credential: Credential) -> None:
+    async def connect(self, session: Watched, hello: Hello, credential: Credential | None = None) -> None:
         """Commit ``hello`` and open ``session`` with what was found; the device's old session ends.
 
         Args:
-            credential: What the session stands on.
+            credential: What the session stands on, if it does not keep that itself.
 
         Raises:
             ProtocolViolationError: Another protocol version.
@@ -260,7 +261,7 @@ class Admission:
             )  # it was looked up; the rest may be kept long
         else:
             ticket = self.identity.tickets.seal(
-                verdict, enrolment_id=connected.enrolment_id, token_sha256=credential.sha256
+                verdict, enrolment_id=connected.enrolment_id, token_sha256=session.token_sha256
             )
         self.sessions.register(session, connected.device_key)
         session.start(
@@ -274,7 +275,7 @@ class Admission:
         self.sessions.opened(session, since=mark)
         session.offer_updates()
 
-    async def _connected(self, session: Session, hello: Hello, credential: Credential) -> Connected:
+    async def _connected(self, session: Watched, hello: Hello, credential: Credential | None) -> Connected:
         """Commit ``hello``; a ticket of an earlier enrolment is as none, and the origin is asked."""
         verdict, node = session.verdict, self.node
         try:
@@ -284,7 +285,9 @@ class Admission:
             node.metrics.tickets_void["re_enrolled"].inc()
             session.judged(
                 await self.identity.admit(
-                    credential, claimed_fleet=verdict.fleet, claimed_device=verdict.device_id
+                    credential or session.credential,
+                    claimed_fleet=verdict.fleet,
+                    claimed_device=verdict.device_id,
                 )
             )
             connected = await node.writer.commit(Connect(session.verdict, hello, node.clock.now_ms()))

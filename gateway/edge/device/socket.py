@@ -113,7 +113,7 @@ class SocketSession(Watched):
 
     async def _hello(self, hello: Hello) -> None:
         try:
-            await self._admission.connect(self, hello, Credential.unpacked(self._credential))
+            await self._admission.connect(self, hello)
         except (WireError, GatewayError, UpdateError) as error:
             self.close(rejection(error).close_code)
         except Exception:

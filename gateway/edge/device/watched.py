@@ -31,6 +31,11 @@ class Watched(Session):
         self._is_checking = False
         self._validity = self._valid(verdict)
 
+    @property
+    def credential(self) -> Credential:
+        """What it stands on; only where it was kept."""
+        return Credential.unpacked(self._credential)
+
     def judged(self, verdict: Verdict) -> None:
         super().judged(verdict)
         self._validity = self._valid(verdict)
@@ -48,7 +53,7 @@ class Watched(Session):
 
     async def _check(self) -> None:
         try:
-            await self._admission.revalidate(self, Credential.unpacked(self._credential))
+            await self._admission.revalidate(self, self.credential)
             await self._admission.give_ticket(self)
         except CredentialRefusedError as error:
             self.close(close_code_of(error))
