@@ -111,9 +111,13 @@ class Credential:
         """
         if not header_names:
             return self.sha256
+        found: dict[str, list[str]] = {wanted.lower(): [] for wanted in header_names}
+        for name, value in self.headers:
+            if (values := found.get(name.lower())) is not None:
+                values.append(value)
         digest = hashlib.sha256(self.sha256)
         for wanted in header_names:
-            values = [value for name, value in self.headers if name.lower() == wanted.lower()]
+            values = found[wanted.lower()]
             digest.update(f"{len(values)}:".encode())
             for value in values:
                 encoded = value.encode("utf-8", "surrogateescape")

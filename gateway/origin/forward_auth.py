@@ -6,6 +6,7 @@ else in its JSON body. 401 and 403 are a definite no. Everything else is unknown
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from sys import intern
@@ -52,6 +53,7 @@ _DROPPED: Final = frozenset(
         "user-agent",
     }
 )
+_CONTROL: Final = re.compile("[\x00-\x08\x0a-\x1f]")  # all but the tab
 _DROPPED_PREFIXES: Final = ("if-", "sec-websocket-", "x-forwarded-")
 
 
@@ -143,8 +145,9 @@ def _verdict(answer: Answer) -> Verdict:
 
 def _is_repeatable(value: str) -> bool:
     # A header that the client library refuses must not look like a failure of the origin.
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return not any(character < " " and character != "\t" for character in value)
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+    return _CONTROL.search(value) is None

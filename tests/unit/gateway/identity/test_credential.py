@@ -90,3 +90,12 @@ class TestKey:
 
     def test_bytes_that_are_no_utf8_have_a_key_too(self):
         assert credential(("A", "\udcff")).key(["A"]) != credential(("A", "?")).key(["A"])
+
+
+@pytest.mark.parametrize("value", ["Bearer abc", "bearer  a.b-c_d~e+f/g==", "BEARER abc "])
+@pytest.mark.parametrize("name", ["Authorization", "authorization", "AUTHORIZATION"])
+def test_the_hash_of_a_packed_one_is_found_without_taking_it_apart(name, value):
+    others = [("X-A", "authorization: Bearer other"), ("Fleetcast-Device", "d")]
+    found = Credential.from_headers([*others, (name, value)], remote="::1", target="/v1")
+    assert Credential.packed_sha256(found.packed()) == found.sha256
+    assert Credential.unpacked(found.packed()) == found

@@ -68,6 +68,12 @@ class TestForms:
     def test_a_channel_named_twice_the_same_way_is_one(self):
         assert parse_verdict({**GOOD, "channels": GOOD["channels"] * 2}) == VERDICT
 
+    @pytest.mark.parametrize(
+        ("iat", "issued_at"), [(7, 7000), (1.5, 1500), ("7", None), (-1, None), (None, None)]
+    )
+    def test_iat_is_read_where_it_is_one_and_never_needed(self, iat, issued_at):
+        assert parse_claims({"sub": "d", "fleet": "f", "iat": iat}).issued_at == issued_at
+
     def test_exp_may_have_a_fraction(self):
         assert parse_claims({"sub": "d", "fleet": "f", "exp": 1.5}).expires_at == 1500
 
