@@ -105,13 +105,18 @@ def postgresql_template(postgres_server: str) -> Iterator[str]:
     _elsewhere(_execute(postgres_server, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
+@pytest.fixture(scope="session")
+def postgresql_database(postgres_server: str, postgresql_template: str) -> Iterator[_Emptied]:
+    """A database that the tests of a worker have one after the other, emptied in between."""
+    emptied = _Emptied(postgres_server, postgresql_template)
+    yield emptied
+    emptied.drop()
+
+
 @pytest.fixture
-def postgresql_url(postgres_server: str, postgresql_template: str) -> Iterator[str]:
-    """URL of a fresh PostgreSQL database with all tables."""
-    name = f"test_{secrets.token_hex(6)}"
-    _elsewhere(_execute(postgres_server, f"CREATE DATABASE {name} TEMPLATE {postgresql_template}"))
-    yield _named(postgres_server, name)
-    _elsewhere(_execute(postgres_server, f"DROP DATABASE {name} WITH (FORCE)"))
+def postgresql_url(postgresql_database: _Emptied) -> str:
+    """URL of a PostgreSQL database with all tables, as if it were fresh."""
+    return postgresql_database.url()
 
 
 @pytest.fixture
@@ -148,6 +153,74 @@ def database_url(request: pytest.FixtureRequest) -> str:
 async def database(database_url: str, metrics: Metrics) -> AsyncIterator[Database]:
     async with open_database(database_url, limits=DatabaseLimits(), metrics=metrics) as database:
         yield database
+
+
+class _Emptied:
+    """One database, emptied for each test: 10 ms, where a copy of the template takes 150.
+
+    What a test did to its tables (another column, a dropped one) ends the database; the next gets a new copy.
+    """
+
+    def __init__(self, server: str, template: str) -> None:
+        self._server = server
+        self._template = template
+        self._name: str | None = None
+        self._shape = ""
+
+    def url(self) -> str:
+        if self._name is not None and _elsewhere(_emptied(_named(self._server, self._name))) != self._shape:
+            self.drop()
+        if self._name is None:
+            self._name = f"test_{secrets.token_hex(6)}"
+            copy = f"CREATE DATABASE {self._name} TEMPLATE {self._template}"
+            _elsewhere(_execute(self._server, copy))
+            self._shape = _elsewhere(_emptied(_named(self._server, self._name)))
+        return _named(self._server, self._name)
+
+    def drop(self) -> None:
+        if self._name is not None:
+            _elsewhere(_execute(self._server, f"DROP DATABASE {self._name} WITH (FORCE)"))
+            self._name = None
+
+
+# What the last test left: its connections, its rows, where its sequences stood.
+_LEAVE_ALONE = """
+SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+_SHAPE = """
+SELECT coalesce(string_agg(table_name || '.' || column_name || ':' || data_type, ',' ORDER BY 1), '')
+FROM (SELECT table_name, column_name, data_type FROM information_schema.columns WHERE table_schema = 'public'
+      ORDER BY table_name, column_name) AS c
+"""
+_EMPTY = """
+DO $$
+DECLARE one record; is_filled boolean;
+BEGIN
+    SET LOCAL session_replication_role = replica;  -- foreign keys are not asked: everything goes
+    FOR one IN SELECT tablename AS name FROM pg_tables WHERE schemaname = 'public' LOOP
+        EXECUTE format('SELECT EXISTS (SELECT 1 FROM %I)', one.name) INTO is_filled;
+        IF is_filled THEN EXECUTE format('DELETE FROM %I', one.name); END IF;
+    END LOOP;
+    FOR one IN SELECT sequencename AS name FROM pg_sequences WHERE schemaname = 'public'
+               AND last_value IS NOT NULL LOOP
+        PERFORM setval(quote_ident(one.name), 1, false);
+    END LOOP;
+END $$
+"""
+
+
+async def _emptied(url: str) -> str:
+    """Empty the database; return what its tables look like."""
+    plain = parse_url(url).set(drivername="postgresql")
+    connection = await asyncpg.connect(plain.render_as_string(hide_password=False))
+    try:
+        await connection.fetch(_LEAVE_ALONE)
+        await connection.execute(_EMPTY)
+        shape: str = await connection.fetchval(_SHAPE)
+        return shape
+    finally:
+        await connection.close()
 
 
 async def _create_tables(url: str) -> None:
