@@ -279,7 +279,7 @@ class Identity:
             if self.revocations.predates(verdict):
                 self._guard.forget(key)
                 raise CredentialRevokedError("issued before the device was revoked")
-            outcome = self._keep(key, replace(verdict, seen=seen, issued_at=None))
+            outcome = self._keep(key, verdict, seen=seen)
             kind = "accepted" if isinstance(outcome, Verdict) else "unknown"
             return outcome
         except CredentialRefusedError as error:
@@ -301,7 +301,7 @@ class Identity:
             self._metrics.origin_requests[kind].inc()
             self._metrics.origin_request_s.observe(self._clock.monotonic() - started_at)
 
-    def _keep(self, key: bytes, verdict: Verdict) -> _Outcome:
+    def _keep(self, key: bytes, verdict: Verdict, *, seen: int) -> _Outcome:
         now_ms, life_s = self._clock.now_ms(), self.limits.positive_cache_s
         if verdict.cache_s is not None:
             life_s = min(life_s, verdict.cache_s)
@@ -311,7 +311,7 @@ class Identity:
                 # The origin accepts what by its own word is over: one of the clocks is wrong. Not a "no".
                 return OriginUnavailableError("accepted, but already expired", retry_after_s=_RETRY_AFTER_S)
             life_s = min(life_s, max(left_s, 0.0))
-        verdict = replace(verdict, judged_at=now_ms)
+        verdict = replace(verdict, judged_at=now_ms, seen=seen, issued_at=None)
         self._refused.drop(key)
         self._accepted.put(key, verdict, ends_at=self._clock.monotonic() + life_s)
         return verdict
