@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from device_sdk.wire.messages import (
     Ack,
     Advance,
     Alert,
     Error,
+    Goaway,
     Hello,
     Lost,
     Message,
@@ -24,10 +26,12 @@ from device_sdk.wire.messages import (
     Subscriptions,
     Welcome,
     decode_cbor,
+    decode_json,
     encode_cbor,
 )
 from device_sdk.wire.names import DeviceId
-from gateway.edge.device.poll import PollSession, parse_cursor
+from gateway.edge.device.events import EventSession, EventStream
+from gateway.edge.device.poll import parse_cursor
 from gateway.edge.device.socket import SocketSession
 from gateway.errors import GatewayError
 from gateway.identity import Credential, Verdict
@@ -67,7 +71,7 @@ class SimulatedDevice:
 
     surroundings: Surroundings
     device_id: str
-    polls: bool
+    transport: Literal["socket", "poll", "stream"]
     boot: int = 0
     positions: dict[str, Position] = field(default_factory=dict)
     stored: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -90,7 +94,7 @@ class SimulatedDevice:
         """Be connected most of the time, for ever."""
         while True:
             self.connections += 1
-            link = PollLink(self) if self.polls else SocketLink(self)
+            link = LINKS[self.transport](self)
             try:
                 await link.converse()
             except Reconnect:
@@ -155,6 +159,8 @@ class SimulatedDevice:
                 return True
             case Error():
                 raise Reconnect
+            case Goaway():
+                pass
             case _:
                 self.surroundings.fail(f"{self.device_id} was sent {message}")
         return False
@@ -329,23 +335,11 @@ class PollLink:
         self.random = device.random
 
     async def converse(self) -> None:
-        device, surroundings = self.device, self.device.surroundings
+        surroundings = self.device.surroundings
         node = surroundings.node
-        session = PollSession(node.admission, device.verdict, is_json=False, now=node.node.clock.monotonic())
-        node.admission.entered(session, "longpoll")
-        try:
-            await node.admission.connect(session, device.hello(), CREDENTIAL)
-        except GatewayError:
-            session.ended()
+        session = await self._opened()
+        if session is None:
             return
-        except BaseException:
-            session.ended()
-            raise
-        if session.state is not State.OPEN:
-            return
-        node.admission.polled[device.verdict.fleet, device.verdict.device_id] = session
-        for data in session.taken_at_hello():
-            self._receive(data)
         cursor: dict[int, Position] | None = None
         over_at = asyncio.get_running_loop().time() + self.random.expovariate(1 / 60)
         while session.state is State.OPEN and not node.is_dead:
@@ -354,8 +348,28 @@ class PollLink:
             cursor = await self._poll(session, cursor)
             await asyncio.sleep(self.random.uniform(0.0, 0.3))
 
+    async def _opened(self) -> EventSession | None:
+        """Say hello; return the session, if there is one."""
+        device, node = self.device, self.device.surroundings.node
+        session = EventSession(node.admission, device.verdict, is_json=False, now=node.node.clock.monotonic())
+        node.admission.entered(session, "longpoll")
+        try:
+            await node.admission.connect(session, device.hello(), CREDENTIAL)
+        except GatewayError:
+            session.ended()
+            return None
+        except BaseException:
+            session.ended()
+            raise
+        if session.state is not State.OPEN:
+            return None
+        node.admission.polled[device.verdict.fleet, device.verdict.device_id] = session
+        for data in session.taken_at_hello():
+            self._receive(data)
+        return session
+
     async def _poll(
-        self, session: PollSession, cursor: dict[int, Position] | None
+        self, session: EventSession, cursor: dict[int, Position] | None
     ) -> dict[int, Position] | None:
         """Poll once, perhaps twice; return the cursor to go on with."""
         is_calm = self.device.surroundings.is_calm
@@ -372,21 +386,131 @@ class PollLink:
         messages, etag = answer
         for data in messages:
             self._receive(data)
-        if not is_calm and self.random.random() < 0.1 and self.device.positions:
-            try:
-                await session.acknowledge([Ack(positions=dict(self.device.positions))], 0.0)
-            except GatewayError:
-                return cursor
+        is_posting = not is_calm and self.random.random() < 0.1 and self.device.positions
+        if is_posting and not await self._acknowledge(session):
+            return cursor
         return parse_cursor(etag)
 
+    async def _acknowledge(self, session: EventSession) -> bool:
+        """Post where the device stands; return whether that was answered."""
+        try:
+            errors = await session.acknowledge([Ack(positions=dict(self.device.positions))], 0.0)
+        except GatewayError:
+            return False
+        if errors:
+            raise Reconnect
+        return True
+
     def _receive(self, data: bytes) -> None:
-        message = decode_cbor(data)
+        # A session that streamed once goes on in JSON.
+        message = decode_json(data) if data[:1] == b"{" else decode_cbor(data)
         assert message is not None
         self.device.receive(message)
 
 
+class StreamLink(PollLink):
+    """Streams of events, one after the other, with a poll in between now and then; acks are posted."""
+
+    async def converse(self) -> None:
+        surroundings = self.device.surroundings
+        node = surroundings.node
+        session = await self._opened()
+        cursor: dict[int, Position] | None = None
+        over_at = asyncio.get_running_loop().time() + self.random.expovariate(1 / 90)
+        while session is not None and session.state is State.OPEN and not node.is_dead:
+            if not surroundings.is_calm and asyncio.get_running_loop().time() > over_at:
+                return
+            if not surroundings.is_calm and self.random.random() < 0.2:
+                cursor = await self._poll(session, cursor)
+            else:
+                cursor = await self._stream(node, session, cursor)
+            await asyncio.sleep(self.random.uniform(0.0, 0.5))
+
+    async def _stream(
+        self, node: SimulatedNode, session: EventSession, cursor: dict[int, Position] | None
+    ) -> dict[int, Position] | None:
+        """Take a stream until it breaks or ends; return the cursor of what was taken last."""
+        surroundings = self.device.surroundings
+        response = SimulatedResponse(self.random)
+        stream = EventStream(session, response, now=session.node.clock.monotonic())
+        session.attach(stream, cursor, credential=CREDENTIAL)
+        running = asyncio.create_task(_run(session, stream, response))
+        breaks_at = asyncio.get_running_loop().time() + self.random.expovariate(1 / 20)
+        try:
+            while not node.is_dead:
+                if not surroundings.is_calm and asyncio.get_running_loop().time() > breaks_at:
+                    break
+                event = await response.event(self.random.uniform(0.05, 2))
+                if event is not None:
+                    name, data = event
+                    self._receive(data)
+                    cursor = parse_cursor(name) if name is not None else cursor
+                elif running.done():
+                    break
+                is_idle = event is None or self.random.random() < 0.2
+                if is_idle and self.device.positions and not await self._acknowledge(session):
+                    break
+        finally:
+            response.is_gone = True
+            running.cancel()
+        return cursor
+
+
+class SimulatedResponse(asyncio.Transport):
+    """A response whose body is a stream, and its connection in one."""
+
+    def __init__(self, random: Random) -> None:
+        super().__init__()
+        self.is_gone = False
+        self._random = random
+        self._events: deque[bytes] = deque()
+        self._has_some = asyncio.Event()
+
+    def is_closing(self) -> bool:
+        return self.is_gone
+
+    def abort(self) -> None:
+        self.is_gone = True
+
+    async def write(self, data: bytes) -> None:  # type: ignore[override]
+        await asyncio.sleep(self._random.uniform(0, 0.1))
+        if self.is_gone:
+            raise ConnectionResetError
+        self._events += [event for event in data.split(b"\n\n") if event.startswith(b"event:")]
+        self._has_some.set()
+
+    async def event(self, wait_s: float) -> tuple[str | None, bytes] | None:
+        """Return the id and the data of the next event; None: none came."""
+        if not self._events:
+            self._has_some.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._has_some.wait()
+            if not self._events:
+                return None
+        lines = dict(line.split(b": ", 1) for line in self._events.popleft().split(b"\n"))
+        name = lines.get(b"id")
+        return None if name is None else name.decode(), lines[b"data"]
+
+
+async def _run(session: EventSession, stream: EventStream, response: Any) -> None:
+    """What the route does with a stream."""
+    with suppress(ConnectionResetError):
+        try:
+            await stream.run(response)
+        finally:
+            session.detach(stream)
+
+
+LINKS: dict[str, type[SocketLink | PollLink]] = {
+    "socket": SocketLink,
+    "poll": PollLink,
+    "stream": StreamLink,
+}
+
+
 async def _answer(
-    session: PollSession, cursor: dict[int, Position] | None, wait_s: float
+    session: EventSession, cursor: dict[int, Position] | None, wait_s: float
 ) -> tuple[list[bytes], str] | None:
     try:
         return await session.poll(cursor, wait_s=wait_s)

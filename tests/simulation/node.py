@@ -41,6 +41,9 @@ class TrustingIdentity:
     async def admit(self, credential: Credential, **_: Any) -> Verdict:
         raise AssertionError("no simulation is that long")
 
+    def kept(self, credential: Credential) -> Credential:
+        return credential
+
 
 class NoUpdates:
     async def offer(self, device_keys: Any) -> tuple[()]:

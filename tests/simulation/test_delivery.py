@@ -1,6 +1,6 @@
 """Each device gets every alert of its channels, in order, or is told why not: whatever happens meanwhile.
 
-A node, a few devices on WebSockets and on polls, publishers and operators, on a database and a network that
+A node, devices on WebSockets, polls and streams, publishers and operators, on a database and a network that
 are slow and fail, all from one seed. Devices check order as they go; when the storm is over everybody must
 have arrived, nothing may be left over, and the facts must tell what happened. A seed that failed stays; for
 more of them, change ``SEEDS``.
@@ -27,8 +27,7 @@ from tests.simulation.virtual import LoopClock, VirtualLoop, run
 
 STORM_S = 100
 CALM_S = 240
-SOCKETS = 4
-POLLERS = 2
+TRANSPORTS = ("socket", "socket", "socket", "poll", "poll", "stream", "stream")
 SHARED = ("a", "b", "c")
 SEEDS = range(3)
 
@@ -52,8 +51,8 @@ class Simulation:
             self.database.create_channel(name)
         self.node = self._started()
         self.devices = {
-            f"d{number}": SimulatedDevice(self, f"d{number}", polls=number >= SOCKETS)
-            for number in range(SOCKETS + POLLERS)
+            f"d{number}": SimulatedDevice(self, f"d{number}", transport)
+            for number, transport in enumerate(TRANSPORTS)
         }
         self.published = 0
 
@@ -288,7 +287,7 @@ class Simulation:
             got = {place for place in device.alerts if place[:2] in now}
             if not self.is_crashing:
                 assert got <= claims[device.device_id], "each alert that it got is noted as sent"
-            if not device.polls:
+            if device.transport == "socket":
                 assert claims[device.device_id] <= device.written, "what is noted as sent was written"
 
 
