@@ -89,14 +89,14 @@ class Database:
     Attributes:
         fails: How often an answer is lost.
         is_away: Nothing is answered.
-        latency_s: At most, each way.
+        latencies_s: At most, each way; one of these.
     """
 
     fleet: Fleet
     random: Random
     fails: float = 0.0
     is_away: bool = False
-    latency_s: float = 0.05
+    latencies_s: Sequence[float] = (0.05, 0.05, 0.05, 1.0)
     channels: dict[str, Channel] = field(default_factory=dict)
     rows: dict[Place, StoredMessage] = field(default_factory=dict)
     devices: dict[str, Device] = field(default_factory=dict)
@@ -117,7 +117,7 @@ class Database:
         return result
 
     async def _travel(self, *, is_lossy: bool = False) -> None:
-        await asyncio.sleep(self.random.uniform(0, self.latency_s))
+        await asyncio.sleep(self.random.uniform(0, self.random.choice(self.latencies_s)))
         if self.is_away or (is_lossy and self.random.random() < self.fails):
             raise StorageUnavailableError("away")
 

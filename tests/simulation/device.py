@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal, Protocol
 
+from device_sdk.wire.close_codes import CloseCode
 from device_sdk.wire.messages import (
     Ack,
     Advance,
@@ -51,6 +52,10 @@ class Surroundings(Protocol):
     is_calm: bool
 
     def fail(self, what: str) -> None: ...
+
+    def out_of_step(self, device: SimulatedDevice) -> None:
+        """A device is told that its connection lost continuity."""
+        ...
 
 
 class Reconnect(Exception):
@@ -102,7 +107,8 @@ class SimulatedDevice:
             finally:
                 self.is_connected = False
             self._suffer()
-            await asyncio.sleep(self.random.uniform(0.01, 0.5 if self.surroundings.is_calm else 15))
+            most_s = 0.5 if self.surroundings.is_calm else self.random.choice([0.1, 0.1, 2, 15])
+            await asyncio.sleep(self.random.uniform(0.0, most_s))
 
     def _suffer(self) -> None:
         """What may happen to a device between two connections."""
@@ -230,6 +236,8 @@ class SocketLink:
             _later(self.random.uniform(0.01, 1.0), lambda: self._is_open and self.session.pong(b""))
 
     def close(self, code: int, reason: str = "") -> None:
+        if code == CloseCode.INSUFFICIENT_STATE:
+            self.device.surroundings.out_of_step(self.device)
         self.closed_by_us = True
         self._is_open = False
         self._has_down.set()
@@ -343,10 +351,22 @@ class PollLink:
         cursor: dict[int, Position] | None = None
         over_at = asyncio.get_running_loop().time() + self.random.expovariate(1 / 60)
         while session.state is State.OPEN and not node.is_dead:
+            if not surroundings.is_calm and cursor and self.random.random() < 0.05:
+                cursor = self._forgetful(session, cursor)
             if not surroundings.is_calm and asyncio.get_running_loop().time() > over_at:
                 return
             cursor = await self._poll(session, cursor)
             await asyncio.sleep(self.random.uniform(0.0, 0.3))
+
+    def _forgetful(self, session: EventSession, cursor: dict[int, Position]) -> dict[int, Position]:
+        """Lose what was written to flash last, while connected; return where that leaves the device."""
+        cursor = dict(cursor)
+        for lane in session.lanes:
+            name, at = lane.channel.name, self.device.positions.get(lane.channel.name)
+            if at is not None and at == cursor.get(lane.subscription_id):
+                lower = Position(at.epoch, max(0, at.offset - self.random.randint(0, 9)))
+                cursor[lane.subscription_id] = self.device.positions[name] = lower
+        return cursor
 
     async def _opened(self) -> EventSession | None:
         """Say hello; return the session, if there is one."""
@@ -447,7 +467,7 @@ class StreamLink(PollLink):
                     cursor = parse_cursor(name) if name is not None else cursor
                 elif running.done():
                     break
-                is_idle = event is None or self.random.random() < 0.2
+                is_idle = event is None or surroundings.is_calm or self.random.random() < 0.2
                 if is_idle and self.device.positions and not await self._acknowledge(session):
                     break
         finally:

@@ -55,11 +55,17 @@ class Simulation:
             for number, transport in enumerate(TRANSPORTS)
         }
         self.published = 0
+        self.changed_at = 0.0  # when a channel stopped being what it was, last
 
     def fail(self, what: str) -> None:
         error = AssertionError(what)
         self.failures.append(error)
         raise error
+
+    def out_of_step(self, device: SimulatedDevice) -> None:
+        """Only a channel that is not what it was is a reason (PROTOCOL §1.4)."""
+        if self.clock.monotonic() - self.changed_at > 60:
+            self.failures.append(AssertionError(f"{device.device_id} is told that it is out of step"))
 
     def _started(self) -> SimulatedNode:
         return SimulatedNode(self.database, clock=self.clock, random=self.random, failures=self.failures)
@@ -113,7 +119,7 @@ class Simulation:
             self._now_and_then(20, self._burst),
             self._now_and_then(30, self._prune),
             self._now_and_then(30, self._forget),
-            self._now_and_then(8, self._subscribe),
+            self._now_and_then(4, self._subscribe),
             self._now_and_then(60, self._recreate),
             self._now_and_then(50, self._outage),
             *([self._now_and_then(70, self._crash)] if self.is_crashing else []),
@@ -126,7 +132,7 @@ class Simulation:
 
     async def _publish(self, name: str | None = None) -> None:
         own = [own_channel(device_id) for device_id in self.devices]
-        channel = name or self.random.choice([*SHARED, *SHARED, *SHARED, self.random.choice(own)])
+        channel = name or self.random.choice([*SHARED, self.random.choice(own)])
         if channel not in self.database.channels:
             return
         self.published += 1
@@ -170,9 +176,11 @@ class Simulation:
         """An operator deletes a channel and makes one with its name."""
         name = self.random.choice(SHARED)
         gone = self.database.delete_channel(name)
+        self.changed_at = self.clock.monotonic()
         self.node.sessions.channel_changed(gone.id)
         await asyncio.sleep(self.random.uniform(0, 3))
         self.database.create_channel(name)
+        self.changed_at = self.clock.monotonic()
         for device in list(self.database.devices.values()):
             if self.random.random() < 0.8:
                 self.database.subscribe(device.key, name)
@@ -258,7 +266,13 @@ class Simulation:
         assert {id(lane) for lane in in_hub} == {id(lane) for lane in lanes}
         assert node.admission.connections == len(sessions)
         for session in sessions:
-            assert session.credit == session.window, session.verdict.device_id
+            device_id = session.verdict.device_id
+            assert session.credit == session.window, device_id
+            wanted = {sub.id: name for name, sub in self._subscriptions(self.devices[device_id])}
+            have = {lane.subscription_id for lane in session.lanes}
+            asleep = wanted.keys() - have
+            assert have <= wanted.keys(), device_id
+            assert {wanted[id] for id in asleep} <= {own_channel(device_id)}, device_id
             assert session.credit_bytes == node.node.limits.window_size_bytes_max
             for lane in session.lanes:
                 assert lane.is_live or not session.is_pushed
