@@ -225,13 +225,19 @@ def check(scenario: ScenarioArgument, devices: DevicesOption = None) -> None:
         code = f" with {group.expect.code}" if group.expect.code else ""
         mix = ", ".join(group.transports)
         print(f"  {size:6} {group.name}: {mix}; expected: {expected}{code}")
+    for outage in found.outages:
+        print(f"  outage at {outage.at_s:g} s: {', '.join(outage.groups) or 'all'}")
+    for alerts in found.alerts:
+        print(f"  alerts to {alerts.channel}, {alerts.from_s:g} to {alerts.until_s:g} s")
+    for rollout in found.rollouts:
+        print(f"  rollout of release {rollout.release} at {rollout.at_s:g} s, {rollout.percent} %")
 
 
 @app.command("list")
 def list_scenarios() -> None:
     """List the scenarios that come along; ``show`` prints one, to start from."""
     for name in _names():
-        print(f"{name:12} {_load(name, None).description}")
+        print(f"{name:16} {_load(name, None).description}")
 
 
 @app.command()

@@ -87,7 +87,7 @@ def parse_scenario(text: str, *, devices: int | None = None) -> Scenario:
 def known_keys() -> list[Key]:
     """Return every key that a file may have, in the order of the reference."""
     reading = _Reading()
-    empty: dict[str, Any] = {key: [{}] for key in ("group", "outage", "alerts", "rollout")}
+    empty: dict[str, Any] = {key: [{}] for key in ("group", "outage", "alert", "rollout")}
     _scenario(_Table(empty, "", reading), None)
     return list(dict.fromkeys(reading.keys))
 
@@ -267,7 +267,7 @@ def _scenario(top: _Table, devices: int | None) -> Scenario:
         component=top.text("component", "main"),
         groups=tuple(_group(table) for table in top.tables("group", is_needed=True)),
         outages=tuple(_outage(table) for table in top.tables("outage")),
-        alerts=tuple(_alerts(table) for table in top.tables("alerts")),
+        alerts=tuple(_alerts(table) for table in top.tables("alert")),
         rollouts=tuple(_rollout(table) for table in top.tables("rollout")),
     )
     if devices is not None:
@@ -435,7 +435,7 @@ def _check_names(scenario: Scenario, problems: list[str]) -> None:
                 problems.append(f"outage[{number}].groups: no group is {name!r}{_nearest(name, names)}")
     for number, alerts in enumerate(scenario.alerts, 1):
         if alerts.until_s < alerts.from_s:
-            problems.append(f"alerts[{number}].until_s: before from_s")
+            problems.append(f"alert[{number}].until_s: before from_s")
 
 
 def _nearest(wrong: object, known: Sequence[str], likeness_min: float = 0.6) -> str:

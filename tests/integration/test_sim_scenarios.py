@@ -83,7 +83,7 @@ async def test_one_device_is_replayed_alone_with_its_faults_at_their_places(tmp_
     scenario.write_text(
         'devices = 4\nduration_s = 3\nlasts_s = 2\n[[group]]\nname = "a"\nstart_within_s = 0\n'
         "[group.link]\nrefuse = 0.5\noffline_s = 0.01\n[group.expect]\nalerts_min = 1\n"
-        "[[alerts]]\nuntil_s = 1\nfrom_s = 0.5\n"
+        "[[alert]]\nuntil_s = 1\nfrom_s = 0.5\n"
     )
     async with open_stage(tmp_path, scenario) as stage:
         first, whole = await stage.simulate(scenario, *stage.as_operator)

@@ -34,6 +34,8 @@ def test_check_shows_groups_and_expectations() -> None:
     assert status == 0
     assert "flaky: 10 devices, seed 7, at most 240 s" in text
     assert "1 tampered: websocket; expected: rejected with bad_signature" in text
+    assert "  alerts to ops, 3 to 20 s\n  rollout of release 1 at 5 s, 100 %\n" in text
+    assert "  outage at 10 s: region\n" in invoke("check", "mass-reconnect")[1]
 
 
 def test_bad_scenario_is_usage_and_every_problem_is_a_line(tmp_path: Path) -> None:
@@ -76,7 +78,10 @@ def test_devices_without_tokens_are_usage(tmp_path: Path) -> None:
     status, _, errors = invoke(*run)
     assert status == 2
     assert "19 devices have no token, for example sim-0002" in errors
-    for wrong in (("--url", "gateway.example"), ("--fleet", "~x")):
+    for wrong in (
+        *(("--url", "gateway.example"), ("--fleet", "~x")),
+        *(("--only-device", "nobody"), ("--report", "report.json")),
+    ):
         assert invoke(*run, *wrong)[0] == 2
     key.write_text("no key")
     assert invoke(*run)[0] == 2

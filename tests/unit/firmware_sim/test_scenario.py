@@ -97,7 +97,7 @@ class TestFile:
             at_s = 3
             for_s = [1, 2]
             groups = ["g"]
-            [[alerts]]
+            [[alert]]
             channel = "news"
             every_s = 0.5
             [[rollout]]
@@ -169,8 +169,8 @@ class TestFile:
             ("[[group]]\ngateway.download = 3", r"group\[1\].gateway.download: one of genuine, endless"),
             ("[[group]]\n[[outage]]\ngroups = ['device']", r"outage\[1\].groups: .*the nearest is devices"),
             ("[[group]]\n[[outage]]\ngroups = 'devices'", r"outage\[1\].groups: an array of strings"),
-            ("[[group]]\n[[alerts]]\nuntil_s = 0", r"alerts\[1\].until_s: before from_s"),
-            ("[[group]]\n[[alerts]]\nchannel = 'a b'", r"alerts\[1\].channel: 1..128"),
+            ("[[group]]\n[[alert]]\nuntil_s = 0", r"alert\[1\].until_s: before from_s"),
+            ("[[group]]\n[[alert]]\nchannel = 'a b'", r"alert\[1\].channel: 1..128"),
             ("[[group]]\n[[rollout]]\npercent = 0", r"rollout\[1\].percent: a whole number, 1..100"),
             ("rollout = 1\n[[group]]", r"rollout: tables, \[\[rollout\]\]"),
             ("[[group]]\nname='a'\n[[group]]\nname='a'", "group: 'a' is there twice"),
