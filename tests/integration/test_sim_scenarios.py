@@ -50,12 +50,13 @@ async def test_hostile_gateway_gets_nothing_installed_and_nothing_believed(tmp_p
         members = iter(f"sim-{number:04}" for number in range(1, result["devices"] + 1))
         ids = {name: [next(members) for _ in range(size)] for name, size in groups.items()}
         old, new = stage.images
+        factory = b""
         for name, running in {
-            **dict.fromkeys(("besieged", "misled", "cut"), new),
-            "mixed": old,
-            **dict.fromkeys(("truncated", "endless", "oversized", "slow", "other"), b""),
+            **dict.fromkeys(("besieged", "misled", "cut"), (new,)),
+            "mixed": (old, factory),  # the old one, unless it was superseded before it was there
+            **dict.fromkeys(("truncated", "endless", "oversized", "slow", "other"), (factory,)),
         }.items():
-            assert all(stage.image(device_id) == running for device_id in ids[name]), name
+            assert {stage.image(device_id) for device_id in ids[name]} <= set(running), name
 
         # Nothing that was made up ever came to the gateway: it knows what it offered itself.
         first, second = await stage.deployments()
