@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, delete, select
+from sqlalchemy import Connection, Row, bindparam, delete, select
 
 from device_sdk.wire.limits import CHANNELS_MAX
 from device_sdk.wire.messages import Hello
@@ -25,7 +25,7 @@ from gateway.ids import random_uint32
 from gateway.storage import offers, reports
 from gateway.storage.channels import ensure_channels
 from gateway.storage.devices import installed_json, json_text
-from gateway.storage.dialect import Columns, execute_rows, move_positions
+from gateway.storage.dialect import Columns, execute_rows, move_positions, padded
 from gateway.storage.standing import CLOSE_BY_PROOF, standing, subscription_rows
 from gateway.storage.subscriptions import add_subscriptions
 from gateway.storage.tables import device, fleet, subscription
@@ -140,9 +140,14 @@ def _refusal(write: Connect, *, is_known: bool, is_stale: bool) -> GatewayError:
     )
 
 
+# Made once, as those below: what it costs to make a statement is more than what it costs to run it.
+_FLEETS: Final = select(fleet.c.id, fleet.c.name, fleet.c.root_version).where(
+    fleet.c.name.in_(bindparam("names", expanding=True))
+)
+
+
 def _fleets(connection: Connection, names: set[Any]) -> dict[str, Any]:
-    query = select(fleet.c.id, fleet.c.name, fleet.c.root_version).where(fleet.c.name.in_(names))
-    return {row.name: row for row in connection.execute(query)}
+    return {row.name: row for row in connection.execute(_FLEETS, {"names": padded(names)})}
 
 
 # --- the device ---------------------------------------------------------------------------------------------
@@ -168,20 +173,29 @@ def _enrol(connection: Connection, arrivals: Sequence[_Arrival]) -> None:
     _find_devices(connection, new)
 
 
+_DEVICES: Final = (
+    select(
+        device.c.id,
+        device.c.device_id,
+        device.c.enrolment_id,
+        device.c.is_enabled,
+        device.c.boot_id,
+        device.c.directive_sequence,
+    )
+    .where(
+        device.c.fleet_id == bindparam("fleet"), device.c.device_id.in_(bindparam("devices", expanding=True))
+    )
+    .order_by(device.c.id)
+    .with_for_update()
+)
+
+
 def _find_devices(connection: Connection, arrivals: Sequence[_Arrival]) -> None:
     of_fleet: dict[int, dict[str, _Arrival]] = {}
     for one in arrivals:
         of_fleet.setdefault(one.fleet.id, {})[one.verdict.device_id] = one
     for fleet_key, by_id in sorted(of_fleet.items()):
-        query = select(
-            device.c.id,
-            device.c.device_id,
-            device.c.enrolment_id,
-            device.c.is_enabled,
-            device.c.boot_id,
-            device.c.directive_sequence,
-        ).where(device.c.fleet_id == fleet_key, device.c.device_id.in_(by_id))
-        for row in connection.execute(query.order_by(device.c.id).with_for_update()):
+        for row in connection.execute(_DEVICES, {"fleet": fleet_key, "devices": padded(by_id)}):
             by_id[row.device_id].device = row
 
 
@@ -417,6 +431,8 @@ def _deployments(
         return {}, cancelling
     now_ms = admitted[0].write.now_ms
     ended = reports.evidence_of(connection, {one.key: one.hello for one in admitted}, now_ms)
+    if ended is None:
+        return {}, cancelling
     for device_key, deployment_id in offers.cancelling(
         connection, [one.key for one in admitted], now_ms=now_ms
     ):

@@ -183,6 +183,8 @@ def installed_json(installed: Mapping[str, Installed]) -> dict[str, Any]:
 
 def json_text(value: object) -> str:
     """Return a JSON column's text, for statements that Core does not make."""
+    if value == {}:  # most devices say nothing of themselves
+        return "{}"
     return json.dumps(value, separators=(",", ":"), sort_keys=True)
 
 

@@ -15,13 +15,15 @@ import json
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import asyncpg
 from sqlalchemy import Boolean, ColumnElement, Connection, Float, String, Table, Text, exc, literal
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
+
+T = TypeVar("T")
 
 # Rows of one VALUES list. Each length is a statement of its own in the driver's cache, at half a KiB a row,
 # so there are few of them, and lists are filled up with rows of NULL.
@@ -233,6 +235,18 @@ class _among(FunctionElement[bool]):
 
     type = Boolean()
     inherit_cache = True
+
+
+def padded(keys: Iterable[T]) -> list[T]:
+    """Return ``keys``, the last one repeated until their number is a power of two.
+
+    For ``IN`` with an expanding parameter: each length is a statement of its own to prepare and keep. Unlike
+    ``is_among`` it lets SQLite see that they are few: it looks them up, where else it would scan the table
+    that an ORDER BY asks for.
+    """
+    found = list(keys)
+    assert found, "an empty list asks for nothing"
+    return found + found[-1:] * ((1 << (len(found) - 1).bit_length()) - len(found))
 
 
 def is_among(column: ColumnElement[int], keys: Collection[int]) -> ColumnElement[bool]:

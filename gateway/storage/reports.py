@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import Connection, bindparam, func, or_, select
 
 from device_sdk.wire.messages import Hello
 from gateway.fleet.facts import DeploymentReceived, Reported
@@ -19,7 +19,7 @@ from gateway.rollout.deployment import Deployment, State, conclude, fold, infer,
 from gateway.rollout.model import ReportOutcome
 from gateway.storage import offers
 from gateway.storage.deployments import deployment_of, locked_deployments, save_deployments
-from gateway.storage.dialect import Columns, execute_rows
+from gateway.storage.dialect import Columns, execute_rows, padded
 from gateway.storage.tables import deployment, release, report
 
 REPORTS_MAX: Final = 1000  # kept of one deployment; above it progress is refused, an outcome never
@@ -98,28 +98,39 @@ HANDLERS: Final[Mapping[type, Callable[[Connection, Sequence[Any]], Sequence[Any
 
 def evidence(conn: Connection, device_key: int, hello: Hello, now_ms: int) -> tuple[bytes, ...]:
     """Conclude from a hello what became of the device's deployments; return those that it ended."""
-    return evidence_of(conn, {device_key: hello}, now_ms).get(device_key, ())
+    return (evidence_of(conn, {device_key: hello}, now_ms) or {}).get(device_key, ())
 
 
-def evidence_of(conn: Connection, hellos: Mapping[int, Hello], now_ms: int) -> dict[int, tuple[bytes, ...]]:
-    """As ``evidence``, for many devices at once: one read, and a write only if something follows."""
-    query = (
-        select(deployment, release.c.manifest_digest)
-        .join(release, release.c.id == deployment.c.release_id)
-        .where(
-            deployment.c.device_key.in_(list(hellos)),
-            or_(
-                deployment.c.is_active,
-                deployment.c.is_cancelling,
-                deployment.c.state == State.TIMED_OUT.value,
-            ),
-        )
-        .order_by(deployment.c.id)
-        .with_for_update(of=deployment)
+# Made once: it is read for every flush of hellos, most of which find nothing.
+_OPEN_TO_EVIDENCE: Final = (
+    select(deployment, release.c.manifest_digest)
+    .join(release, release.c.id == deployment.c.release_id)
+    .where(
+        deployment.c.device_key.in_(bindparam("devices", expanding=True)),
+        or_(
+            deployment.c.is_active,
+            deployment.c.is_cancelling,
+            deployment.c.state == State.TIMED_OUT.value,
+        ),
     )
+    .order_by(deployment.c.id)
+    .with_for_update(of=deployment)
+)
+
+
+def evidence_of(
+    conn: Connection, hellos: Mapping[int, Hello], now_ms: int
+) -> dict[int, tuple[bytes, ...]] | None:
+    """As ``evidence``, for many devices at once: one read, and a write only if something follows.
+
+    None: none of them has a deployment that a hello says anything of, nor one that is to be cancelled.
+    """
     ended: dict[int, list[bytes]] = defaultdict(list)
     changed: dict[bytes, Deployment] = {}
-    for row in conn.execute(query):
+    rows = conn.execute(_OPEN_TO_EVIDENCE, {"devices": padded(hellos)}).all()
+    if not rows:
+        return None
+    for row in rows:
         hello, before = hellos[row.device_key], deployment_of(row)
         outcome, is_forgotten = infer(
             before,

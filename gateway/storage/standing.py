@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, bindparam, select
 
 from device_sdk.wire.names import ChannelName
 from gateway.errors import NotFoundError
 from gateway.fleet.model import ConnectedSubscription
-from gateway.storage.dialect import Columns, execute_rows
+from gateway.storage.dialect import Columns, execute_rows, padded
 from gateway.storage.tables import channel, dead_letter, device, subscription
 
 DEAD_MAX: Final = (
@@ -32,6 +32,7 @@ _QUERY: Final = (
         channel.c.floor,
     )
     .join(channel, channel.c.id == _S.channel_id)
+    .where(_S.device_key.in_(bindparam("devices", expanding=True)))
     .order_by(_S.device_key, channel.c.name)
 )
 
@@ -45,7 +46,7 @@ def connected_subscriptions(connection: Connection, device_key: int) -> Sequence
 
 def subscription_rows(connection: Connection, device_keys: Sequence[int]) -> Sequence[Row[Any]]:
     """Return rows of subscription and channel, by device and channel name."""
-    return connection.execute(_QUERY.where(_S.device_key.in_(device_keys))).all()
+    return connection.execute(_QUERY, {"devices": padded(device_keys)}).all()
 
 
 def standing(connection: Connection, rows: Sequence[Row[Any]]) -> list[ConnectedSubscription]:
