@@ -79,6 +79,8 @@ def test_toml_reads_and_a_configuration_is_one(block: Block, tmp_path: Path) -> 
     data = tomllib.loads(block.text)
     if not data.keys() & {name.partition(".")[0] for name in tables()}:
         return
+    if not all(isinstance(table, dict) for table in data.values()):
+        return  # a scenario of the simulator, whose own tests read it; a configuration has tables only
     path = tmp_path / "fleetcast.toml"
     path.touch(mode=0o600)
     path.write_text(block.text)
