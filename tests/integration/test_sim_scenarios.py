@@ -40,8 +40,10 @@ async def test_hostile_gateway_gets_nothing_installed_and_nothing_believed(tmp_p
         attacks = result["attacks"]
         assert attacks.keys() >= INVENTED.keys() | CHANGED.keys()
         for name, one in attacks.items():
-            answers = {ANSWERS[name]: one["tried"]} if name in ANSWERS else {}
-            assert one["answers"] == answers, name
+            assert one["answers"].keys() == ({ANSWERS[name]} if name in ANSWERS else set()), name
+            # The run may end while the last one is on its way.
+            for count in one["answers"].values():
+                assert one["tried"] - 1 <= count <= one["tried"], name
 
         report = json.loads((tmp_path / "report.json").read_text())
         assert report["result"] == result
