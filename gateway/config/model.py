@@ -92,7 +92,7 @@ class Database(Section):
         default=5,
         ge=0,
         le=1000,
-        description="How long the batching writer gathers rows before it commits them.",
+        description="How long the batching writer gathers rows before it commits them; under load up to 25.",
     )
     flush_rows_max: int = Field(
         default=500, ge=1, le=50_000, description="Rows that make the batching writer commit at once."
