@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import os
 import random
 import signal
@@ -69,6 +70,7 @@ _log = logger("app")
 EXIT_OK: Final = 0
 EXIT_FAILURE: Final = 1
 EXIT_CONFIG: Final = 2
+_GC_THRESHOLDS: Final = (20_000, 20, 50)
 _HEADER_SIZE_MAX: Final = 16 * 1024  # one header: a bearer token of 8 KiB, and room
 _UPLOAD_LEFTOVER_AGE_MS: Final = 3600 * 1000
 
@@ -109,6 +111,10 @@ def serve(config: Config) -> int:
         sys.stderr.write("fleetcast does not run under python -O: its assertions guard the fleet\n")
         return EXIT_FAILURE
     configure_logs(level=config.log.level, format=config.log.format)
+    # As it comes, Python goes through every session there is again and again while more of them come: a tenth
+    # of the CPU of a return of 8,000, and the loop stands for 100 ms. They are no garbage, and what is, dies
+    # young; the few cycles that live longer may wait.
+    gc.set_threshold(*_GC_THRESHOLDS)
     try:
         prepare(config)
         return uvloop.run(_serve(config, read_supervisor()))
