@@ -264,8 +264,11 @@ class Identity:
         self._waiting += 1
         self._metrics.origin_waiting.set(self._waiting)
         try:
-            async with asyncio.timeout(self.limits.origin_queue_wait_s):
-                await self._turns.acquire()
+            if self._turns.locked():
+                async with asyncio.timeout(self.limits.origin_queue_wait_s):
+                    await self._turns.acquire()
+            else:
+                await self._turns.acquire()  # at once, and without a timer
         except TimeoutError:
             return OriginUnavailableError("no turn in time", retry_after_s=_RETRY_AFTER_S)
         finally:
